@@ -1,0 +1,23 @@
+"""Logits done right for Keras: a head that marks them, and losses that read the mark."""
+
+from keras_logits._version import __version__
+from keras_logits.functions import sigmoid_cross_entropy, softmax_cross_entropy
+from keras_logits.keras3 import (
+    LogitsHead,
+    MarkLogits,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+)
+from keras_logits.maths.links import logit, probabilities
+
+__all__ = [
+    "LogitsHead",
+    "MarkLogits",
+    "SigmoidCrossEntropy",
+    "SoftmaxCrossEntropy",
+    "__version__",
+    "logit",
+    "probabilities",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+]

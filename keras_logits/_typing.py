@@ -1,0 +1,16 @@
+"""The few types that the package's signatures share."""
+
+from typing import Any, Literal
+
+Tensor = Any
+"""A tensor of the running Keras backend, or what `keras.ops` turns into one.
+
+The backends' tensors have no common base class and Keras ships no type hints, so
+that any narrower alias would be a fiction that type checkers trip over.
+"""
+
+Activation = Literal["softmax", "sigmoid"]
+Reduction = Literal[
+    "mean_with_sample_weight", "sum_over_batch_size", "mean", "sum", "none"
+]
+ClassWeight = list[float] | tuple[float, ...] | dict[int, float]

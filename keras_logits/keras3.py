@@ -1,0 +1,34 @@
+"""The front door: real Keras 3 classes of the bodies in `objects`.
+
+`tf_keras.py` is this same text for Keras 2, but for the lines above `serializable`.
+"""
+
+import keras
+
+from keras_logits import objects
+
+serializable = keras.saving.register_keras_serializable(package="keras_logits")
+
+__all__ = ["LogitsHead", "MarkLogits", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"]
+
+
+@serializable
+class LogitsHead(objects.LogitsHead, keras.layers.Layer):
+    __doc__ = objects.LogitsHead.__doc__
+    _keras = keras
+
+
+@serializable
+class MarkLogits(objects.MarkLogits, keras.layers.Layer):
+    __doc__ = objects.MarkLogits.__doc__
+    _keras = keras
+
+
+@serializable
+class SoftmaxCrossEntropy(objects.SoftmaxCrossEntropy, keras.losses.Loss):
+    __doc__ = objects.SoftmaxCrossEntropy.__doc__
+
+
+@serializable
+class SigmoidCrossEntropy(objects.SigmoidCrossEntropy, keras.losses.Loss):
+    __doc__ = objects.SigmoidCrossEntropy.__doc__

@@ -1,0 +1,35 @@
+"""The obvious code: what every fast body has to equal, left to automatic derivation.
+
+It is what runs where a backend has no body of its own (NumPy, which has no gradients),
+and what the tests compare the bodies with.
+"""
+
+from keras import ops
+
+from keras_logits._typing import Tensor
+from keras_logits.kernels.contract import Formula, counted
+
+
+def weighted(
+    formula: Formula,
+    labels: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    constants: tuple[Tensor | None, ...],
+    summed: bool,
+) -> Tensor:
+    losses = formula.evaluate(labels, scores, weights, *constants).losses
+    losses = counted(losses, weights)
+    return ops.sum(losses) if summed else losses
+
+
+def matmul(features: Tensor, kernel: Tensor) -> Tensor:
+    return ops.matmul(ops.cast(features, "float32"), ops.cast(kernel, "float32"))
+
+
+def total_over_replicas(total: Tensor) -> Tensor:
+    return total
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    return True

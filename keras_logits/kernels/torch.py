@@ -1,0 +1,129 @@
+"""torch: the gradient in the forward pass, differentiable again through `create_graph`."""
+
+from typing import Any
+
+import torch
+
+from keras_logits._typing import Tensor
+from keras_logits.kernels.contract import (
+    Formula,
+    counted,
+    gradient_of_scores,
+    sum_of_losses,
+)
+from keras_logits.maths.labels import valid_class_ids
+from keras_logits.maths.links import at_least_float32
+from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
+
+
+def weighted(
+    formula: Formula,
+    labels: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    constants: tuple[Tensor | None, ...],
+    summed: bool,
+) -> Tensor:
+    return _Weighted.apply(scores, weights, labels, formula, constants, summed)
+
+
+class _Weighted(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        weights: Tensor,
+        labels: Tensor,
+        formula: Formula,
+        constants: tuple[Tensor | None, ...],
+        summed: bool,
+    ) -> Tensor:
+        losses, gradient = _evaluate(
+            formula, labels, scores, weights, constants, ctx.needs_input_grad[0]
+        )
+        ctx.save_for_backward(scores, weights, labels, gradient)
+        ctx.formula, ctx.constants, ctx.summed = formula, constants, summed
+        values = counted(losses, weights)
+        return values.sum() if summed else values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        scores, weights, labels, gradient = ctx.saved_tensors
+        problem = (ctx.formula, labels, scores, weights, ctx.constants)
+        by_scores = by_weights = by_labels = None
+        if ctx.needs_input_grad[0]:
+            if torch.is_grad_enabled():  # create_graph: somebody derives it again
+                gradient = gradient_of_scores(*problem)
+            up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
+            by_scores = up.to(gradient.dtype) * gradient
+        if ctx.needs_input_grad[1]:
+            by_weights = _derived(problem, 3, upstream)
+        if ctx.needs_input_grad[2]:
+            by_labels = _derived(problem, 1, upstream)
+        return by_scores, by_weights, by_labels, None, None, None
+
+
+def _derived(problem: tuple[Any, ...], index: int, upstream: Tensor) -> Tensor:
+    """The gradient by one argument of the problem, by torch's own derivation."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        problem = tuple(
+            x.detach() if isinstance(x, torch.Tensor) and not again else x
+            for x in problem
+        )
+        by = problem[index].requires_grad_()
+        total = sum_of_losses(*problem, upstream)
+        return torch.autograd.grad(total, by, create_graph=again)[0]
+
+
+def _evaluate(
+    formula: Formula,
+    labels: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    constants: tuple[Tensor | None, ...],
+    with_gradient: bool,
+) -> Evaluated:
+    if isinstance(formula, SoftmaxFormula) and formula.plain and not any(
+        constant is not None for constant in constants
+    ):
+        found = _of_class_ids(formula, labels, scores, weights, with_gradient)
+        if not torch.isnan(found.losses).any():
+            return found
+    return formula.evaluate(labels, scores, weights, *constants)
+
+
+def _of_class_ids(
+    formula: SoftmaxFormula,
+    labels: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    with_gradient: bool,
+) -> Evaluated:
+    """The plain case in place: torch does not fuse, each operation is a pass."""
+    axis = formula.axis
+    ids, valid = valid_class_ids(labels, scores.shape[axis])
+    ids = ids.long().unsqueeze(axis)
+    log_p = torch.log_softmax(at_least_float32(scores), dim=axis)
+    target = log_p.gather(axis, ids)
+    losses = torch.where(valid, -target.squeeze(axis), float("nan"))
+    if not with_gradient:
+        return Evaluated(losses, scores)
+    w = weights.unsqueeze(axis)
+    drop = torch.where(torch.isinf(target), 0.0, -w)
+    gradient = log_p.exp_().mul_(w).scatter_add_(axis, ids, drop)
+    return Evaluated(losses, gradient.to(scores.dtype))
+
+
+def matmul(features: Tensor, kernel: Tensor) -> Tensor:
+    """A product that is accumulated, and returned, in at least float32."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    return torch.matmul(features.to(dtype), kernel.to(dtype))
+
+
+def total_over_replicas(total: Tensor) -> Tensor:
+    return total
+
+
+def is_concrete(tensor: Tensor) -> bool:
+    return tensor.device.type != "meta" and not torch.compiler.is_compiling()

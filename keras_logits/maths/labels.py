@@ -1,0 +1,108 @@
+"""Labels: which form they have, whether they are good, and what is wrong with them.
+
+Labels are class ids or distributions over the classes. Their shape tells which, and
+nothing else does. They stay integers to the end: a float of half precision would turn
+class 1025 into class 1024.
+"""
+
+import keras
+from keras import ops
+
+from keras_logits._typing import Tensor
+from keras_logits.maths.shapes import Shape, agree, fixed, static_shape, without
+
+_WIDER = {"uint32": "int64", "uint64": "int64", "int64": "int64"}
+
+
+def as_labels(labels: Tensor) -> Tensor:
+    """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
+    labels = ops.convert_to_tensor(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if keras.backend.is_float_dtype(dtype):
+        return labels
+    return ops.cast(labels, _WIDER.get(dtype, "int32"))
+
+
+def is_float(tensor: Tensor) -> bool:
+    return bool(
+        keras.backend.is_float_dtype(keras.backend.standardize_dtype(tensor.dtype))
+    )
+
+
+def class_labels(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
+    """Labels in the shape that their form has, and whether they are class ids.
+
+    Returns:
+        Class ids `[...]` and True, or distributions of the logits' shape and False.
+    """
+    labels = as_labels(labels)
+    shape, expected = static_shape(labels), known_rank(logits)
+    if shape is None:
+        return _of_unknown_rank(labels, logits, axis)
+    position = axis % len(expected)
+    ids_shape = without(expected, axis)
+    column = ids_shape[:position] + (1,) + ids_shape[position:]
+
+    may_be_ids = agree(shape, column)
+    if agree(shape, expected) and not (
+        may_be_ids and (shape[position] != expected[position] or not is_float(labels))
+    ):
+        return labels, False
+    if may_be_ids and shape[position] == 1:
+        return ops.squeeze(labels, axis=axis), True
+    if agree(shape, ids_shape):
+        return labels, True
+    if may_be_ids or agree(shape, expected):
+        return _of_unknown_rank(labels, logits, axis)
+    raise ValueError(
+        "`labels` must be class ids, with the shape of the logits less their class "
+        f"axis {ids_shape} (or with 1 there), or distributions over the classes, with "
+        f"the shape of the logits {expected}. Received: labels of shape {shape} and "
+        f"logits of shape {expected}, with axis={axis}."
+    )
+
+
+def unit_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels of independent units, in the shape of the logits: never broadcast."""
+    labels = as_labels(labels)
+    shape, expected = static_shape(labels), known_rank(logits)
+    if shape is None:
+        return ops.reshape(labels, ops.shape(logits))
+    if agree(shape, expected):
+        return labels
+    missing, extra = agree((*shape, 1), expected), agree(shape, (*expected, 1))
+    if (missing and expected[-1] == 1) or (extra and shape[-1] == 1):
+        return ops.reshape(labels, ops.shape(logits))
+    raise ValueError(
+        "`labels` must have the shape of the logits, one label for each unit. "
+        f"Received: labels of shape {shape} and logits of shape {expected}. If the "
+        "labels are class ids of which exactly one is true, write "
+        "SoftmaxCrossEntropy() and LogitsHead(number_of_classes)."
+    )
+
+
+def valid_class_ids(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Class ids as int32, 0 where they are bad, and whether each is good."""
+    valid = ops.logical_and(labels >= 0, labels < classes)
+    if is_float(labels):
+        valid = ops.logical_and(valid, ops.equal(labels, ops.floor(labels)))
+    return ops.cast(ops.where(valid, labels, ops.zeros_like(labels)), "int32"), valid
+
+
+def known_rank(logits: Tensor) -> Shape:
+    shape = static_shape(logits)
+    if shape is None or not shape:
+        raise ValueError(
+            "`logits` must have at least one axis, and a known number of them. "
+            f"Received: shape {logits.shape}. Give them their rank with "
+            "keras.ops.reshape(logits, (-1, number_of_classes))."
+        )
+    return shape
+
+
+def _of_unknown_rank(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, bool]:
+    # Generators, and traces that Keras relaxed after (B,) and then (B, 1), hide the
+    # rank. The reshape fails at run time if the number of labels does not fit.
+    if is_float(labels):
+        return ops.reshape(labels, ops.shape(logits)), False
+    return ops.reshape(labels, fixed(ops.shape(logits), axis)), True

@@ -1,0 +1,97 @@
+"""Between logits and probabilities."""
+
+import keras
+from keras import ops
+
+from keras_logits._typing import Activation, Tensor
+
+ACTIVATIONS = ("softmax", "sigmoid")
+
+
+def check_activation(activation: object) -> Activation:
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            "`activation` must be 'softmax' (one class among several) or 'sigmoid' "
+            f"(independent yes/no units). Received: activation={activation!r}. "
+            "For a layer without either, write keras.layers.Dense(units)."
+        )
+    return activation  # type: ignore[return-value]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is that."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return ops.cast(tensor, keras.backend.result_type(dtype, "float32"))
+
+
+def logit(p: Tensor) -> Tensor:
+    r"""The log-odds of a probability: the inverse of the sigmoid.
+
+    $$\operatorname{logit}(p) = \log \frac{p}{1 - p}$$
+
+    Computed as `log(p) - log1p(-p)`, which keeps its digits where p is tiny. It is
+    0 at p = 0.5, negative below and positive above, -inf at 0 and +inf at 1. Outside
+    of [0, 1] it is NaN.
+
+    Args:
+        p: `[...]`, probabilities; half precision is computed in float32.
+
+    Returns:
+        `[...]`, logits, float32 (float64 for float64 input).
+
+    Example:
+        >>> logit([0.5, 0.9])
+        [0.0, 2.1972246]
+
+    Source:
+        J. Berkson, "Application of the logistic function to bio-assay", Journal of
+        the American Statistical Association 39 (1944), where the word comes from.
+
+    See also:
+        `probabilities`, the way back.
+    """
+    p = at_least_float32(as_float(p))
+    return ops.log(p) - ops.log1p(-p)
+
+
+def probabilities(
+    logits: Tensor, activation: Activation = "softmax", *, axis: int = -1
+) -> Tensor:
+    r"""The probabilities that logits stand for.
+
+    $$\operatorname{softmax}(z)_k = e^{z_k} / \sum_j e^{z_j}, \qquad
+      \operatorname{sigmoid}(z) = 1 / (1 + e^{-z})$$
+
+    Args:
+        logits: `[..., K]` for softmax, `[...]` for sigmoid; half precision is
+            computed in float32.
+        activation: "softmax" for one class among K, "sigmoid" for independent units.
+        axis: the axis of the classes (softmax only).
+
+    Returns:
+        Probabilities of the logits' shape, float32 (float64 for float64 input). A
+        logit of -inf has probability 0; softmax sums to 1 along `axis`.
+
+    Raises:
+        ValueError: if `activation` is neither of the two.
+
+    Example:
+        >>> probabilities([2.1972246], "sigmoid")
+        [0.9]
+
+    See also:
+        `logit`, the inverse of the sigmoid.
+    """
+    check_activation(activation)
+    logits = at_least_float32(as_float(logits))
+    if activation == "sigmoid":
+        return ops.sigmoid(logits)
+    return ops.softmax(logits, axis=axis)
+
+
+def as_float(values: Tensor) -> Tensor:
+    """A tensor of floats; integers become Keras' float type."""
+    tensor = ops.convert_to_tensor(values)
+    if not keras.backend.is_float_dtype(tensor.dtype):
+        return ops.cast(tensor, keras.config.floatx())
+    return tensor

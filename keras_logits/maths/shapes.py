@@ -1,0 +1,35 @@
+"""What can be known of a tensor's shape before it has values."""
+
+from collections.abc import Sequence
+
+from keras_logits._typing import Tensor
+
+Shape = tuple[int | None, ...]
+
+
+def static_shape(tensor: Tensor) -> Shape | None:
+    """The shape with None for unknown sizes; None where even the rank is unknown."""
+    shape = tensor.shape
+    if getattr(shape, "rank", 0) is None:
+        return None
+    return tuple(None if size is None else int(size) for size in shape)
+
+
+def agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:
+    """Whether two shapes can be equal, as far as their sizes are known."""
+    return len(one) == len(other) and all(
+        a is None or b is None or a == b for a, b in zip(one, other, strict=True)
+    )
+
+
+def without(shape: Shape, axis: int) -> Shape:
+    """The shape less one axis."""
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def fixed(shape: Sequence[Tensor], axis: int) -> list[Tensor]:
+    """The (possibly symbolic) sizes of a shape less one axis."""
+    sizes = list(shape)
+    del sizes[axis]
+    return sizes

@@ -1,0 +1,97 @@
+"""Sigmoid cross-entropy of independent yes/no units, together with its gradient.
+
+One unit with logit $z$, $s = \\operatorname{sigmoid}(z)$, label $y$ in [0, 1], smoothed
+to $t = (1 - \\varepsilon) y + \\varepsilon / 2$, positive weight $\\pi$ and focal
+exponent $\\gamma$:
+
+$$\\ell = -\\pi t (1 - s)^\\gamma \\log s - (1 - t) s^\\gamma \\log (1 - s)$$
+"""
+
+from dataclasses import dataclass
+
+from keras import ops
+
+from keras_logits._typing import Tensor
+from keras_logits.maths.links import at_least_float32
+from keras_logits.maths.softmax import Evaluated, focal_log
+
+
+@dataclass(frozen=True)
+class SigmoidFormula:
+    """The options of a sigmoid cross-entropy. Hashable: it keys compiled functions."""
+
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    from_probabilities: bool = False
+
+    def over_scores(self, per_unit: Tensor) -> Tensor:
+        """Losses have the shape of the scores already."""
+        return per_unit
+
+    def over_losses(self, per_score: Tensor) -> Tensor:
+        return per_score
+
+    def evaluate(
+        self,
+        labels: Tensor,
+        scores: Tensor,
+        weights: Tensor,
+        pos_weight: Tensor | None = None,
+    ) -> Evaluated:
+        """Losses of all units, and the gradient of their weighted sum.
+
+        A unit of weight 0 has gradient 0, whatever its logit is. A bad label or a NaN
+        weight gives the loss NaN and the gradient 0: loud, and harmless.
+        """
+        z = at_least_float32(scores)
+        y = ops.cast(labels, z.dtype)
+        valid = ops.logical_and(y >= 0, y <= 1)
+        usable = ops.logical_and(valid, ops.equal(weights, weights))
+        w = ops.where(usable, weights, ops.zeros_like(weights))
+        t = ops.where(valid, y, ops.zeros_like(y))
+        if self.label_smoothing:
+            t = (1.0 - self.label_smoothing) * t + 0.5 * self.label_smoothing
+
+        yes, yes_slope, no, no_slope = self._two_sides(z)
+        positive = t if pos_weight is None else t * ops.cast(pos_weight, z.dtype)
+        losses = _selected(positive, yes) + _selected(1.0 - t, no)
+        gradient = w * (positive * yes_slope + (1.0 - t) * no_slope)
+        gradient = ops.where(ops.equal(w, 0), ops.zeros_like(gradient), gradient)
+        losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
+        return Evaluated(losses, ops.cast(gradient, scores.dtype))
+
+    def _two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The loss of a positive and of a negative label, each with its derivative."""
+        if self.from_probabilities:
+            log_s, slope_s = focal_log(z, self.focal_gamma)
+            log_r, slope_r = focal_log(1.0 - z, self.focal_gamma)
+            return -log_s, -slope_s, -log_r, slope_r
+        # By `where` and not by abs: the derivative at 0 must be that of one branch.
+        positive = z >= 0
+        magnitude = ops.where(positive, z, -z)
+        e = ops.exp(-magnitude)
+        tail, share = ops.log1p(e), 1.0 / (1.0 + e)
+        zeros = ops.zeros_like(z)
+        yes = ops.where(positive, zeros, -z) + tail  # -log s
+        no = ops.where(positive, z, zeros) + tail  # -log (1 - s)
+        s = ops.where(positive, share, e * share)
+        r = ops.where(positive, e * share, share)
+        if not self.focal_gamma:
+            return yes, -r, no, s
+        gamma = self.focal_gamma
+        yes_factor, no_factor = ops.exp(-gamma * no), ops.exp(-gamma * yes)
+        yes_slope = -yes_factor * (r + gamma * _selected(s, yes))
+        no_slope = no_factor * (s + gamma * _selected(r, no))
+        return (
+            _selected(yes_factor, yes),
+            yes_slope,
+            _selected(no_factor, no),
+            no_slope,
+        )
+
+
+def _selected(factor: Tensor, loss: Tensor) -> Tensor:
+    """`factor * loss`, 0 where the factor is 0: an infinite loss does not leak."""
+    none = ops.equal(factor, 0)
+    safe = ops.where(none, ops.zeros_like(loss), loss)
+    return factor * safe

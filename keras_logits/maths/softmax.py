@@ -1,0 +1,263 @@
+"""Softmax cross-entropy of one class among K, together with its gradient.
+
+One position with logits $z$ over K classes, $p = \\operatorname{softmax}(z)$, labels
+as a distribution $y$ (a class id is a distribution with all mass on one class), class
+weights $c$, smoothing $\\varepsilon$, focal exponent $\\gamma$:
+
+$$\\ell = -\\sum_k c_k t_k (1 - p_k)^\\gamma \\log p_k
+        + \\zeta d \\operatorname{logsumexp}(z)^2$$
+
+with $t = (1 - \\varepsilon) y + \\varepsilon \\sum y / K'$ over the $K'$ classes that
+are not masked by -inf, and $d = \\sum_k c_k y_k / \\sum_k y_k$.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_logits._typing import Tensor
+from keras_logits.maths.labels import valid_class_ids
+from keras_logits.maths.links import at_least_float32
+from keras_logits.maths.weights import nonzero
+
+
+class Evaluated(NamedTuple):
+    """Losses, and the gradient of their weighted sum with respect to the scores."""
+
+    losses: Tensor
+    gradient: Tensor
+
+
+class _Softmax(NamedTuple):
+    """A softmax in parts, each safe to differentiate where classes are masked."""
+
+    shifted: Tensor  # z - max z
+    exp: Tensor
+    total: Tensor  # 1 where every class is masked
+    log_total: Tensor
+    shift: Tensor
+    masked: Tensor
+
+
+@dataclass(frozen=True)
+class SoftmaxFormula:
+    """The options of a softmax cross-entropy. Hashable: it keys compiled functions."""
+
+    ids: bool
+    axis: int = -1
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    z_loss: float = 0.0
+    from_probabilities: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Class ids and no option: what nearly every model is trained with."""
+        return self.ids and not (
+            self.label_smoothing
+            or self.focal_gamma
+            or self.z_loss
+            or self.from_probabilities
+        )
+
+    def over_scores(self, per_position: Tensor) -> Tensor:
+        """Values of positions, ready to multiply the scores of all their classes."""
+        return ops.expand_dims(per_position, axis=self.axis)
+
+    def over_losses(self, per_score: Tensor) -> Tensor:
+        """Values of scores, summed over the classes of each position."""
+        return ops.sum(per_score, axis=self.axis)
+
+    def evaluate(
+        self,
+        labels: Tensor,
+        scores: Tensor,
+        weights: Tensor,
+        class_weights: Tensor | None = None,
+    ) -> Evaluated:
+        """Losses of all positions, and the gradient of their weighted sum.
+
+        A position of weight 0 has gradient 0, whatever its logits are. A bad label or
+        a NaN weight gives the loss NaN and the gradient 0: loud, and harmless.
+        """
+        z = at_least_float32(scores)
+        columns = _column(class_weights, z, self.axis)
+        given, valid, mass = self._read(labels, z, columns)
+        usable = ops.logical_and(valid, ops.equal(weights, weights))
+        w = ops.where(usable, weights, ops.zeros_like(weights))
+        wide = ops.expand_dims(w, self.axis)
+        if self.from_probabilities:
+            losses, gradient = self._of_probabilities(given, z, columns)
+            gradient = gradient * wide
+        elif self.ids and not (self.label_smoothing or self.focal_gamma):
+            losses, gradient = self._of_class_ids(given, z, mass, wide)
+        else:
+            losses, gradient = self._of_targets(given, z, columns, mass)
+            gradient = gradient * wide
+        gradient = ops.where(ops.equal(wide, 0), ops.zeros_like(gradient), gradient)
+        losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
+        return Evaluated(losses, ops.cast(gradient, scores.dtype))
+
+    def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
+        """Each position's class weight d, its share of a mean's denominator."""
+        z = at_least_float32(scores)
+        columns = _column(class_weights, z, self.axis)
+        return ops.squeeze(self._read(labels, z, columns)[2], self.axis)
+
+    def _read(
+        self, labels: Tensor, z: Tensor, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels with the bad ones made harmless, which are good, and their mass d."""
+        if self.ids:
+            ids, valid = valid_class_ids(labels, z.shape[self.axis])
+            ids = ops.expand_dims(ids, self.axis)
+            if columns is None:
+                return ids, valid, ops.ones_like(ids, dtype=z.dtype)
+            return ids, valid, ops.take(ops.reshape(columns, (-1,)), ids)
+        y = ops.cast(labels, z.dtype)
+        good = ops.logical_and(y >= 0, y < float("inf"))
+        good = ops.all(good, axis=self.axis, keepdims=True)
+        y = ops.where(good, y, ops.zeros_like(y))
+        valid = ops.squeeze(good, self.axis)
+        total = ops.sum(y, axis=self.axis, keepdims=True)
+        if columns is None:
+            return y, valid, ops.ones_like(total)
+        weighted = ops.sum(y * columns, axis=self.axis, keepdims=True)
+        empty = ops.equal(total, 0)
+        mass = ops.where(empty, ops.ones_like(total), weighted / nonzero(total))
+        return y, valid, mass
+
+    def _of_class_ids(
+        self, ids: Tensor, z: Tensor, mass: Tensor, w: Tensor
+    ) -> Evaluated:
+        """The plain case, which reads the logits and writes the gradient.
+
+        Weights enter here, and not after, because they multiply one number per
+        position instead of one per class.
+        """
+        parts = _softmax(z, self.axis)
+        target = ops.take_along_axis(parts.shifted, ids, axis=self.axis)
+        unreachable = ops.equal(target, -float("inf"))
+        loss = ops.where(unreachable, float("inf"), mass * (parts.log_total - target))
+        slope = mass
+        if self.z_loss:
+            lse = parts.shift + parts.log_total
+            loss = loss + self.z_loss * mass * lse * lse
+            slope = mass * (1.0 + 2.0 * self.z_loss * lse)
+
+        drop = ops.where(unreachable, ops.zeros_like(w), w * mass)
+        hot = ops.equal(_classes(z, self.axis), ids)
+        gradient = parts.exp * (w * slope / parts.total)
+        gradient = gradient - ops.where(hot, drop, ops.zeros_like(drop))
+        return Evaluated(ops.squeeze(loss, self.axis), gradient)
+
+    def _of_targets(
+        self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
+    ) -> Evaluated:
+        """Any labels and any options, through the weighted target c * t."""
+        parts = _softmax(z, self.axis)
+        target = self._targets(given, z, parts.masked)
+        if columns is not None:
+            target = target * columns
+        log_p = ops.where(
+            parts.masked, ops.zeros_like(z), parts.shifted - parts.log_total
+        )
+        p = parts.exp / parts.total
+        if self.focal_gamma:
+            factor, slope = _focal(log_p, p, self.focal_gamma)
+            terms, slopes = target * factor * log_p, target * slope
+        else:
+            terms, slopes = target * log_p, target
+
+        unreachable = ops.logical_and(parts.masked, target > 0)
+        loss = -ops.sum(terms, axis=self.axis, keepdims=True)
+        lost = ops.any(unreachable, axis=self.axis, keepdims=True)
+        loss = ops.where(lost, ops.full_like(loss, float("inf")), loss)
+        pull = ops.sum(slopes, axis=self.axis, keepdims=True)
+        if self.z_loss:
+            lse = parts.shift + parts.log_total
+            loss = loss + self.z_loss * mass * lse * lse
+            pull = pull + 2.0 * self.z_loss * mass * lse
+        gradient = p * pull - ops.where(parts.masked, ops.zeros_like(p), slopes)
+        return Evaluated(ops.squeeze(loss, self.axis), gradient)
+
+    def _of_probabilities(
+        self, given: Tensor, p: Tensor, columns: Tensor | None
+    ) -> Evaluated:
+        """Exact logarithms of somebody else's probabilities, not renormalised."""
+        target = self._targets(given, p, ops.zeros_like(p, dtype="bool"))
+        if columns is not None:
+            target = target * columns
+        value, slope = focal_log(p, self.focal_gamma)
+        loss = -ops.sum(target * value, axis=self.axis)
+        return Evaluated(loss, -target * slope)
+
+    def _targets(self, given: Tensor, z: Tensor, masked: Tensor) -> Tensor:
+        """Labels as a distribution, smoothed over the classes that are not masked."""
+        y = given
+        if self.ids:
+            y = ops.cast(ops.equal(_classes(z, self.axis), given), z.dtype)
+        if not self.label_smoothing:
+            return y
+        open_ = ops.cast(ops.logical_not(masked), z.dtype)
+        count = ops.sum(open_, axis=self.axis, keepdims=True)
+        mass = ops.sum(y, axis=self.axis, keepdims=True)
+        spread = self.label_smoothing * mass / nonzero(count)
+        return (1.0 - self.label_smoothing) * y + spread * open_
+
+
+def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """`(1 - p)^gamma * log(p)` and its derivative; p is clipped from below only."""
+    tiny = _tiny(p)
+    p = ops.maximum(p, tiny)
+    log_p = ops.log(p)
+    if not gamma:
+        return log_p, 1.0 / p
+    rest = ops.maximum(1.0 - p, tiny)
+    factor = ops.exp(gamma * ops.log(rest))
+    return factor * log_p, factor / p - gamma * factor * (log_p / rest)
+
+
+def _focal(log_p: Tensor, p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """`(1 - p)^gamma`, and the derivative of `(1 - p)^gamma * log p` by log p.
+
+    In log space, from log p: `1 - p` would lose its digits where p is near 1, and a
+    power of it has no finite derivative there.
+    """
+    rest = ops.maximum(-ops.expm1(log_p), _tiny(p))
+    factor = ops.exp(gamma * ops.log(rest))
+    return factor, factor - gamma * factor * p * (log_p / rest)
+
+
+def _softmax(z: Tensor, axis: int) -> _Softmax:
+    masked = ops.equal(z, -float("inf"))
+    highest = ops.max(z, axis=axis, keepdims=True)
+    empty = ops.equal(highest, -float("inf"))
+    shift = ops.stop_gradient(ops.where(empty, ops.zeros_like(highest), highest))
+    shifted = z - shift
+    exp = ops.exp(shifted)
+    total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
+    return _Softmax(shifted, exp, total, ops.log(total), shift, masked)
+
+
+def _classes(z: Tensor, axis: int) -> Tensor:
+    """Class ids 0 to K - 1 along the class axis, 1 elsewhere."""
+    shape = [1] * len(z.shape)
+    shape[axis] = z.shape[axis]
+    return ops.reshape(ops.arange(z.shape[axis], dtype="int32"), shape)
+
+
+def _column(per_class: Tensor | None, z: Tensor, axis: int) -> Tensor | None:
+    """One value for each class, along the class axis."""
+    if per_class is None:
+        return None
+    shape = [1] * len(z.shape)
+    shape[axis] = z.shape[axis]
+    return ops.reshape(ops.cast(per_class, z.dtype), shape)
+
+
+def _tiny(like: Tensor) -> float:
+    dtype = "float64" if "float64" in str(like.dtype) else "float32"
+    return float(np.finfo(dtype).tiny)

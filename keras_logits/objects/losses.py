@@ -1,0 +1,281 @@
+"""The losses: from `y_true, y_pred` to a scalar."""
+
+from abc import abstractmethod
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_logits import kernels
+from keras_logits._keras_private import get_keras_mask
+from keras_logits._typing import Activation, ClassWeight, Reduction, Tensor
+from keras_logits.functions import losses_of
+from keras_logits.maths.weights import check_reduction, position_weights, reduced
+from keras_logits.objects.predictions import check_from_logits, read_scores
+from keras_logits.objects.same_keras import keras_of
+from keras_logits.tasks import (
+    SigmoidOptions,
+    SigmoidTask,
+    SoftmaxOptions,
+    SoftmaxTask,
+    check_result,
+)
+
+
+class LogitsLoss:
+    """What the losses share: reading the mark, weights, reduction, and loud errors."""
+
+    _activation: Activation
+    _options: SoftmaxOptions | SigmoidOptions
+
+    def __init__(
+        self,
+        *,
+        from_logits: bool | str,
+        reduction: Reduction | None,
+        name: str,
+        dtype: Any,
+    ) -> None:
+        check_from_logits(from_logits)
+        check_reduction(reduction)
+        super().__init__(name=name, reduction="sum")  # type: ignore[call-arg]
+        self.from_logits = from_logits
+        self._reduction = reduction
+        if keras_of(self) == "keras":
+            # tf-keras scales a loss that is not a "sum" by the number of replicas. Ours
+            # needs no scaling: its denominator is that of all replicas already.
+            self.reduction = reduction
+        self._given_dtype = _dtype_name(dtype)
+        self._looked_at_values = False
+
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        mask = get_keras_mask(y_pred)
+        task = self._task(y_true, y_pred)
+        given, counted = position_weights(
+            task.positions, sample_weight, mask, task.not_ignored
+        )
+        weights = given
+        if self._reduction != "mean_with_sample_weight" and task.scale is not None:
+            weights = weights * task.scale
+        weights = reduced(
+            weights, counted, task.mass, self._reduction, kernels.total_over_replicas
+        )
+        value = task.weighted(weights, summed=self._reduction not in (None, "none"))
+        check_result(task, value, given, self._reduction)
+        return value
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """One loss for each position, neither weighted nor reduced."""
+        return losses_of(self._task(y_true, y_pred))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "from_logits": self.from_logits,
+            **vars(self._options),
+            "reduction": self._reduction,
+            "name": self.name,  # type: ignore[attr-defined]
+            "dtype": self._given_dtype,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LogitsLoss":
+        config = dict(config)
+        for name in ("class_weight", "pos_weight"):
+            if isinstance(config.get(name), dict):  # JSON knows no integer keys
+                config[name] = {int(k): v for k, v in config[name].items()}
+        return cls(**config)
+
+    def _task(self, y_true: Tensor, y_pred: Tensor) -> SoftmaxTask | SigmoidTask:
+        scores = read_scores(self, y_pred, self._activation, self.from_logits)
+        values = scores.values
+        if self._given_dtype is not None:
+            values = _cast(values, self._given_dtype)
+        return self._new_task(y_true, values, scores.are_probabilities)
+
+    @abstractmethod
+    def _new_task(
+        self, labels: Tensor, scores: Tensor, are_probabilities: bool
+    ) -> SoftmaxTask | SigmoidTask:
+        """The loss's task on one batch."""
+
+
+class SoftmaxCrossEntropy(LogitsLoss):
+    r"""Cross-entropy of one true class among K, computed from logits.
+
+    Whether `y_pred` holds logits is read from the mark that `LogitsHead` or
+    `MarkLogits` set on it. It replaces Keras' `CategoricalCrossentropy`,
+    `SparseCategoricalCrossentropy` and `CategoricalFocalCrossentropy`.
+
+    The loss of one position is that of `softmax_cross_entropy`; their mean is
+    $\sum_i w_i \ell_i / \sum_i w_i d_i$, where $w$ is sample weight x mask x (label is
+    not ignored) and $d$ the class weight of the label, 1 without class weights. It is 0
+    if every weight is 0. A position of weight 0 is selected out: NaN and bad labels
+    behind a mask stay there.
+
+    Labels are class ids (any integer dtype; the logits' shape less the class axis, or
+    with 1 there) or distributions (the logits' shape). The shape tells which.
+
+    A bad label raises in eager code. In compiled code, where nothing can be raised, it
+    makes the loss NaN and its own gradient 0, so that the weights survive. Callbacks
+    that watch the training loss see that NaN: let them watch `val_loss`.
+
+    Args:
+        from_logits: "auto" reads the mark and refuses a tensor without one; True and
+            False say of an unmarked tensor that it holds logits or probabilities.
+        class_weight: the weight of each class: a list over the classes, or a dict
+            of some of them. Any shape of labels.
+        label_smoothing: share of each label that is spread over the classes, of
+            which those masked by a logit of -inf get none. From 0 to 1.
+        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: weight of the penalty `logsumexp(logits)^2`.
+        ignore_index: the class id of positions that do not count.
+        axis: the axis of the classes.
+        reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
+            "mean" (divides by the positions that are neither masked nor ignored),
+            "sum", or None for one value per position.
+        name: name of the loss.
+        dtype: "float64" computes in it; the least is float32.
+
+    Returns:
+        A scalar in nats; `[...]`, one value per position, under `reduction=None`.
+
+    Raises:
+        ValueError: if an option is out of its range, `y_pred` is not what
+            `from_logits` says, or shapes do not fit; in eager code, for bad labels
+            and for negative weights under a mean that divides by them.
+
+    Example:
+        >>> model.compile("adam", loss=SoftmaxCrossEntropy())
+
+    See also:
+        `SigmoidCrossEntropy`, for labels that do not exclude each other.
+    """
+
+    _activation = "softmax"
+
+    def __init__(
+        self,
+        from_logits: bool | str = "auto",
+        *,
+        class_weight: ClassWeight | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        z_loss: float = 0.0,
+        ignore_index: int | None = None,
+        axis: int = -1,
+        reduction: Reduction | None = "mean_with_sample_weight",
+        name: str = "softmax_cross_entropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits, reduction=reduction, name=name, dtype=dtype
+        )
+        self._options = SoftmaxOptions(
+            class_weight, label_smoothing, focal_gamma, z_loss, ignore_index, axis
+        )
+
+    def _new_task(
+        self, labels: Tensor, scores: Tensor, are_probabilities: bool
+    ) -> SoftmaxTask:
+        return SoftmaxTask(labels, scores, self._options, are_probabilities)
+
+
+class SigmoidCrossEntropy(LogitsLoss):
+    r"""Cross-entropy of independent yes/no units, computed from logits.
+
+    Binary and multi-label classification. Whether `y_pred` holds logits is read from
+    the mark that `LogitsHead(units, "sigmoid")` or `MarkLogits("sigmoid")` set on it.
+    It replaces Keras' `BinaryCrossentropy`, `BinaryFocalCrossentropy` and
+    `tf.nn.weighted_cross_entropy_with_logits`.
+
+    The loss of one unit is that of `sigmoid_cross_entropy`. A position's value is the
+    mean over its known units, weighted by `class_weight`; the mean over everything is
+    $\sum w_i c_u \ell_{iu} / \sum w_i c_u$ over the known units, with $w$ = sample
+    weight x mask. It is 0 if every weight is 0.
+
+    Labels have the logits' shape (a missing or extra last axis of 1 is let pass if
+    there is one unit); bool, integer, or floating in [0, 1].
+
+    A bad label raises in eager code. In compiled code it makes the loss NaN and its
+    own gradient 0, so that the weights survive.
+
+    Args:
+        from_logits: "auto" reads the mark and refuses a tensor without one; True and
+            False say of an unmarked tensor that it holds logits or probabilities.
+        class_weight: the weight of each unit: a list, or a dict of some of them.
+        pos_weight: the weight of the positive term: a number, or one for each unit.
+        label_smoothing: share of each label that moves to 1/2. From 0 to 1.
+        focal_gamma: exponent of the focal factor.
+        ignore_index: the label of single units that are unknown.
+        axis: the axis of the units.
+        reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
+            "mean" (the sum of the positions' values over the number of positions
+            that are neither masked nor ignored), "sum", or None for one value per
+            position.
+        name: name of the loss.
+        dtype: "float64" computes in it; the least is float32.
+
+    Returns:
+        A scalar in nats; `[...]`, one value per position, under `reduction=None`.
+
+    Raises:
+        ValueError: as for `SoftmaxCrossEntropy`.
+
+    Example:
+        >>> model.compile("adam", loss=SigmoidCrossEntropy(pos_weight=3.0))
+
+    See also:
+        `SoftmaxCrossEntropy`, where exactly one class is true.
+    """
+
+    _activation = "sigmoid"
+
+    def __init__(
+        self,
+        from_logits: bool | str = "auto",
+        *,
+        class_weight: ClassWeight | None = None,
+        pos_weight: float | list[float] | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+        ignore_index: int | None = None,
+        axis: int = -1,
+        reduction: Reduction | None = "mean_with_sample_weight",
+        name: str = "sigmoid_cross_entropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits, reduction=reduction, name=name, dtype=dtype
+        )
+        self._options = SigmoidOptions(
+            class_weight, pos_weight, label_smoothing, focal_gamma, ignore_index, axis
+        )
+
+    def _new_task(
+        self, labels: Tensor, scores: Tensor, are_probabilities: bool
+    ) -> SigmoidTask:
+        return SigmoidTask(labels, scores, self._options, are_probabilities)
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    if dtype is None:
+        return None
+    policy = getattr(dtype, "compute_dtype", None)
+    return str(keras.backend.standardize_dtype(policy or dtype))
+
+
+def _cast(scores: Tensor, dtype: str) -> Tensor:
+    wanted = keras.backend.result_type(
+        keras.backend.standardize_dtype(scores.dtype), "float32", dtype
+    )
+    cast = ops.cast(scores, wanted)
+    if keras.backend.standardize_dtype(cast.dtype) != wanted:
+        raise ValueError(
+            f"`dtype` must be one that the backend computes in. Received: dtype={dtype!r}"
+            f" where {keras.config.backend()} gives {cast.dtype}. Write "
+            "jax.config.update('jax_enable_x64', True) before anything else, or leave "
+            "dtype out."
+        )
+    return cast

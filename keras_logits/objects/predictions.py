@@ -1,0 +1,148 @@
+"""What a loss was given: logits or probabilities, and by what evidence.
+
+The whole table of `from_logits` is here. Marks decide; where there is none, the user
+says it, and what is visibly something else is refused.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from keras import ops
+
+from keras_logits._keras_private import in_symbolic_scope
+from keras_logits._typing import Activation, Tensor
+from keras_logits.kernels import is_concrete
+from keras_logits.objects.same_keras import check_same_keras
+from keras_logits.provenance import Mark, origin_of
+
+_LOSS_OF = {"softmax": "SoftmaxCrossEntropy()", "sigmoid": "SigmoidCrossEntropy()"}
+_CAUSES = (
+    "A mark is absent if a layer after the head made a new tensor, if the head is "
+    "inside TimeDistributed (it takes any rank by itself), if a RematScope covers the "
+    "whole model, if the forward pass was compiled apart from the loss, and on the "
+    "output of predict()."
+)
+
+
+class Scores(NamedTuple):
+    """What the loss is computed from."""
+
+    values: Tensor
+    are_probabilities: bool
+    mark: Mark | None = None
+
+
+def check_from_logits(from_logits: object) -> None:
+    if from_logits not in ("auto", True, False):
+        raise ValueError(
+            "`from_logits` must be 'auto' (read the mark), True or False. Received: "
+            f"from_logits={from_logits!r}. Leave it out for a model that ends with "
+            "LogitsHead."
+        )
+
+
+def read_scores(
+    owner: Any, y_pred: Tensor, activation: Activation, from_logits: Any
+) -> Scores:
+    """The logits or probabilities in `y_pred`, or an error that says what to write."""
+    mark = origin_of(y_pred)
+    if mark is not None:
+        check_same_keras(owner, mark.head, "y_pred")
+        return _marked(y_pred, mark, activation, from_logits)
+    y_pred = ops.convert_to_tensor(y_pred)
+    if in_symbolic_scope():
+        # The build before training runs without values and, on some backends, without
+        # marks. What it lets pass, the first training step still judges.
+        return Scores(y_pred, from_logits is False)
+    if from_logits == "auto":
+        raise ValueError(_unmarked(owner, y_pred, activation))
+    if from_logits:
+        _refuse_probabilities(owner, y_pred, activation)
+    return Scores(y_pred, not from_logits)
+
+
+def _marked(
+    y_pred: Tensor, mark: Mark, activation: Activation, from_logits: Any
+) -> Scores:
+    if mark.activation != activation:
+        raise ValueError(
+            f"`y_pred` must be logits of a {activation}. Received: {mark!r}. "
+            f"Write loss={_LOSS_OF[mark.activation]}, or "
+            f"LogitsHead(units, activation={activation!r})."
+        )
+    if mark.logits is not None:
+        if from_logits is True:
+            raise ValueError(
+                "`from_logits=True` says that `y_pred` holds logits. Received: "
+                f"{mark!r}. Leave from_logits out: the loss finds the logits behind "
+                "the probabilities."
+            )
+        return Scores(mark.logits, False, mark)
+    if from_logits is False:
+        raise ValueError(
+            "`from_logits=False` says that `y_pred` holds probabilities. Received: "
+            f"{mark!r}. Leave from_logits out."
+        )
+    return Scores(y_pred, False, mark)
+
+
+def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
+    evidence = _evidence(y_pred, activation)
+    found = f"which is {evidence}" if evidence else "of which nothing is known"
+    return (
+        "`y_pred` must be marked as logits, the scores before a softmax or a sigmoid, "
+        f"for the loss to be sure of them. Received: an unmarked tensor of shape "
+        f"{tuple(y_pred.shape)}, {found}. End the model with "
+        f"LogitsHead(units, activation={activation!r}) or, after a last layer of your "
+        f"own, MarkLogits({activation!r}); or write {type(owner).__name__}("
+        "from_logits=True) for logits and from_logits=False for probabilities. "
+        f"{_CAUSES}"
+    )
+
+
+def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) -> None:
+    remedy = (
+        f"Write LogitsHead(units, activation={activation!r}) for the last layer and "
+        f"{type(owner).__name__}() for the loss, or from_logits=False."
+    )
+    produced = _producer(y_pred)
+    if produced:
+        raise ValueError(
+            "`from_logits=True` says that `y_pred` holds logits. Received: a tensor "
+            f"that is {produced}. {remedy}"
+        )
+    if owner._looked_at_values or not is_concrete(y_pred):
+        return
+    owner._looked_at_values = True
+    seen = _seen_in_values(y_pred, activation)
+    if seen:
+        warnings.warn(
+            "`from_logits=True` says that `y_pred` holds logits, but it looks like "
+            f"probabilities: {seen}. If it is, the model trains slowly. {remedy}",
+            stacklevel=5,
+        )
+
+
+def _evidence(y_pred: Tensor, activation: Activation) -> str | None:
+    produced = _producer(y_pred)
+    if produced is None and is_concrete(y_pred):
+        return _seen_in_values(y_pred, activation)
+    return produced
+
+
+def _producer(y_pred: Tensor) -> str | None:
+    if getattr(y_pred, "_keras_logits", None) is None:
+        return None
+    return "the output of a Keras softmax or sigmoid, that is, probabilities"
+
+
+def _seen_in_values(y_pred: Tensor, activation: Activation) -> str | None:
+    values = ops.convert_to_numpy(y_pred).astype("float32")
+    if values.size == 0 or values.min() < 0 or values.max() > 1:
+        return None
+    if activation == "sigmoid":
+        return "all values are in [0, 1]"
+    if np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+        return "all rows are in [0, 1] and sum to 1"
+    return None

@@ -1,0 +1,281 @@
+"""A loss on one batch: labels and scores read, ready to be weighted.
+
+The functions and the loss classes are two ways into the same task: shape the labels,
+say which positions count and what share of a mean each has, and hand the rest to a
+kernel.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from keras_logits import kernels
+from keras_logits._keras_private import in_symbolic_scope
+from keras_logits._typing import ClassWeight, Tensor
+from keras_logits.maths import diagnosis
+from keras_logits.maths.labels import class_labels, known_rank, unit_labels
+from keras_logits.maths.links import at_least_float32
+from keras_logits.maths.shapes import fixed
+from keras_logits.maths.sigmoid import SigmoidFormula
+from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.weights import (
+    check_class_weight,
+    class_weights,
+    nonzero,
+)
+
+
+def check_number(name: str, value: Any, highest: float = math.inf) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= highest or value == math.inf:
+        upper = "" if highest == math.inf else f" and at most {highest:g}"
+        raise ValueError(
+            f"`{name}` must be a number, at least 0{upper}. Received: {name}={value!r}. "
+            f"Write {name}=0.0 to do without it."
+        )
+    return float(value)
+
+
+def check_ignore_index(ignore_index: Any) -> None:
+    if ignore_index is None or (
+        isinstance(ignore_index, int | np.integer) and not isinstance(ignore_index, bool)
+    ):
+        return
+    raise ValueError(
+        "`ignore_index` must be an integer, the label of positions that do not count. "
+        f"Received: ignore_index={ignore_index!r}. Write ignore_index=-1, or None."
+    )
+
+
+@dataclass(frozen=True)
+class SoftmaxOptions:
+    """The options of a softmax cross-entropy, as a user gives them, checked."""
+
+    class_weight: ClassWeight | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    z_loss: float = 0.0
+    ignore_index: int | None = None
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        check_class_weight(self.class_weight, "class_weight")
+        check_number("label_smoothing", self.label_smoothing, 1.0)
+        check_number("focal_gamma", self.focal_gamma)
+        check_number("z_loss", self.z_loss)
+        check_ignore_index(self.ignore_index)
+
+
+@dataclass(frozen=True)
+class SigmoidOptions:
+    """The options of a sigmoid cross-entropy, as a user gives them, checked."""
+
+    class_weight: ClassWeight | None = None
+    pos_weight: float | list[float] | None = None
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    ignore_index: int | None = None
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        check_class_weight(self.class_weight, "class_weight")
+        if isinstance(self.pos_weight, int | float):
+            check_number("pos_weight", self.pos_weight)
+        else:
+            check_class_weight(self.pos_weight, "pos_weight")
+        check_number("label_smoothing", self.label_smoothing, 1.0)
+        check_number("focal_gamma", self.focal_gamma)
+        check_ignore_index(self.ignore_index)
+
+
+class SoftmaxTask:
+    """One true class for each position."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        scores: Tensor,
+        options: SoftmaxOptions,
+        from_probabilities: bool = False,
+    ) -> None:
+        if from_probabilities and options.z_loss:
+            raise ValueError(
+                "`z_loss` needs logits: it penalises their logsumexp, which "
+                "probabilities no longer have. Received: "
+                f"z_loss={options.z_loss!r} and from_logits=False. Write z_loss=0.0, "
+                "or end the model with LogitsHead."
+            )
+        shape = known_rank(scores)
+        axis = _checked_axis(options.axis, shape)
+        self.classes = _checked_classes(shape, axis)
+        self.axis, self.scores = axis, scores
+        self.labels, self.are_ids = class_labels(labels, scores, axis)
+        self.formula = SoftmaxFormula(
+            ids=self.are_ids,
+            axis=axis,
+            label_smoothing=float(options.label_smoothing),
+            focal_gamma=float(options.focal_gamma),
+            z_loss=float(options.z_loss),
+            from_probabilities=from_probabilities,
+        )
+        self.positions = _ones(fixed(ops.shape(scores), axis), scores)
+        self.per_class, self.mass, self.scale = None, None, None
+        if options.class_weight is not None:
+            values = class_weights(options.class_weight, self.classes, "class_weight")
+            self.per_class = ops.convert_to_tensor(values, self.positions.dtype)
+            self.mass = self.formula.mass(self.labels, scores, self.per_class)
+        self.not_ignored = self._not_ignored(options.ignore_index)
+
+    def weighted(self, weights: Tensor, summed: bool) -> Tensor:
+        return kernels.weighted(
+            self.formula, self.labels, self.scores, weights, (self.per_class,), summed
+        )
+
+    def explain(self, counts: np.ndarray) -> None:
+        labels = ops.convert_to_numpy(self.labels)
+        if self.are_ids:
+            diagnosis.explain_class_ids(labels, counts, self.classes)
+        else:
+            diagnosis.explain_distributions(labels, counts, self.axis)
+
+    def _not_ignored(self, ignore_index: int | None) -> Tensor | None:
+        if ignore_index is None:
+            return None
+        if self.are_ids:
+            return ops.not_equal(self.labels, ignore_index)
+        if not 0 <= ignore_index < self.classes:
+            raise ValueError(
+                "`ignore_index` must be one of the classes if labels are distributions, "
+                "which cannot hold any other. Received: "
+                f"ignore_index={ignore_index} and labels of the shape of the logits, "
+                f"{tuple(self.scores.shape)}. Write sample_weight=0 for such positions."
+            )
+        ignored = ops.take(self.labels, ignore_index, axis=self.axis)
+        total = ops.sum(self.labels, axis=self.axis)
+        return ops.logical_not(
+            ops.logical_and(ops.equal(ignored, total), ops.not_equal(total, 0))
+        )
+
+
+class SigmoidTask:
+    """Independent yes/no units."""
+
+    def __init__(
+        self,
+        labels: Tensor,
+        scores: Tensor,
+        options: SigmoidOptions,
+        from_probabilities: bool = False,
+    ) -> None:
+        labels = unit_labels(labels, scores)
+        if len(known_rank(scores)) == 1:
+            labels, scores = labels[:, None], scores[:, None]
+        shape = known_rank(scores)
+        self.axis = _checked_axis(options.axis, shape)
+        self.labels, self.scores = labels, scores
+        self.formula = SigmoidFormula(
+            label_smoothing=float(options.label_smoothing),
+            focal_gamma=float(options.focal_gamma),
+            from_probabilities=from_probabilities,
+        )
+        self.positions = _ones(fixed(ops.shape(scores), self.axis), scores)
+        self.not_ignored = None
+        self.unit_weights = self._along_units(options.class_weight, "class_weight")
+        self.pos_weight = self._along_units(options.pos_weight, "pos_weight")
+        if options.ignore_index is not None:
+            known = ops.not_equal(labels, options.ignore_index)
+            self.not_ignored = ops.any(known, axis=self.axis)
+            base = ops.ones((), self.positions.dtype)
+            known = ops.cast(known, base.dtype)
+            self.unit_weights = known * (
+                base if self.unit_weights is None else self.unit_weights
+            )
+        self.mass = self._mass()
+        self.scale = 1.0 / nonzero(self.mass)
+
+    def weighted(self, weights: Tensor, summed: bool) -> Tensor:
+        values = self.per_unit(weights, summed)
+        return values if summed else ops.sum(values, axis=self.axis)
+
+    def per_unit(self, weights: Tensor, summed: bool = False) -> Tensor:
+        weights = ops.expand_dims(weights, axis=self.axis)
+        if self.unit_weights is not None:
+            weights = weights * self.unit_weights
+        return kernels.weighted(
+            self.formula, self.labels, self.scores, weights, (self.pos_weight,), summed
+        )
+
+    def explain(self, counts: np.ndarray) -> None:
+        counts = np.expand_dims(counts, self.axis)
+        if self.unit_weights is not None:
+            counts = counts & (ops.convert_to_numpy(self.unit_weights) != 0)
+        diagnosis.explain_units(ops.convert_to_numpy(self.labels), counts)
+
+    def _along_units(self, values: Any, name: str) -> Tensor | None:
+        if values is None:
+            return None
+        dtype = self.positions.dtype
+        if isinstance(values, int | float):
+            return ops.convert_to_tensor(float(values), dtype)
+        units = _checked_classes(known_rank(self.scores), self.axis)
+        shape = [1] * len(self.scores.shape)
+        shape[self.axis] = units
+        tensor = ops.convert_to_tensor(class_weights(values, units, name), dtype)
+        return ops.reshape(tensor, shape)
+
+    def _mass(self) -> Tensor:
+        """Each position's number of known units, by their class weights."""
+        units = ops.cast(ops.shape(self.scores)[self.axis], self.positions.dtype)
+        if self.unit_weights is None:
+            return self.positions * units
+        whole = self.unit_weights * ops.expand_dims(self.positions, self.axis)
+        return ops.sum(whole, axis=self.axis)
+
+
+def _ones(shape: list[Tensor], scores: Tensor) -> Tensor:
+    return ops.ones(shape, dtype=at_least_float32(ops.zeros((), scores.dtype)).dtype)
+
+
+def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"`axis` must be an axis of the logits. Received: axis={axis} and logits of "
+            f"shape {shape}. Write axis=-1 for classes on the last axis."
+        )
+    return axis % len(shape)
+
+
+def _checked_classes(shape: tuple[int | None, ...], axis: int) -> int:
+    classes = shape[axis]
+    if classes is None:
+        raise ValueError(
+            "The number of classes must be known before training. Received: logits of "
+            f"shape {shape}, with axis={axis}. Give them their shape with "
+            "keras.ops.reshape(logits, (-1, number_of_classes))."
+        )
+    return classes
+
+
+def check_result(
+    task: SoftmaxTask | SigmoidTask,
+    result: Tensor,
+    weights: Tensor,
+    reduction: object = None,
+) -> None:
+    """Raises if bad labels or weights made the result NaN; in eager code only.
+
+    Where the result has no value yet (JAX, deriving without jit) but labels and
+    weights have theirs, these are looked at in any case.
+    """
+    if in_symbolic_scope():
+        return
+    if kernels.is_concrete(result):
+        if not bool(ops.any(ops.isnan(result))):
+            return
+    elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(weights)):
+        return
+    given = ops.convert_to_numpy(weights)
+    diagnosis.explain_weights(given, reduction)
+    task.explain(given != 0)
