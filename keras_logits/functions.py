@@ -138,7 +138,7 @@ def sigmoid_cross_entropy(
 
 def losses_of(task: SoftmaxTask | SigmoidTask) -> Tensor:
     """One loss for each position, unweighted, 0 where the label is ignored."""
-    weights, _ = position_weights(task.positions, None, None, task.not_ignored)
+    weights = position_weights(task.positions, None, None, task.not_ignored).values
     if task.scale is not None:
         weights = weights * task.scale
     values = task.weighted(weights, summed=False)

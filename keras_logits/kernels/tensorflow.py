@@ -17,6 +17,7 @@ from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
     Formula,
     counted,
+    gradient_of_scores,
     sum_of_losses,
 )
 
@@ -36,99 +37,88 @@ def weighted(
     constants: tuple[Tensor | None, ...],
     summed: bool,
 ) -> Tensor:
-    value = _weighted(formula, constants, summed)(scores, weights, labels)
-    if labels.dtype.is_floating:
-        # Apart from the rest: a tape runs this backward pass only if it watches the
-        # labels, while the other one runs for the scores each time.
-        value = value + _labels_alone(formula, constants, summed)(
-            labels, tf.stop_gradient(scores), tf.stop_gradient(weights)
-        )
-    return value
+    value = _by_scores(formula, constants, summed)(scores, weights, labels)
+    rest = _by_the_rest(formula, constants, scores)
+    # Apart from the rest: a tape runs this backward pass only if it watches weights or
+    # labels, while the other one runs in every training step. Eagerly it would run for
+    # the scores as well, were they an argument; a graph drops what nobody asks for.
+    return value + (
+        rest(weights, labels)
+        if tf.executing_eagerly()
+        else rest(weights, labels, scores)
+    )
 
 
-def _weighted(
+def _by_scores(
     formula: Formula, constants: tuple[Tensor | None, ...], summed: bool
 ) -> Callable[..., Tensor]:
+    """The value, with its derivative by the scores."""
+
     @tf.custom_gradient
     def run(scores: Tensor, weights: Tensor, labels: Tensor) -> Any:
-        value, losses, saved = _compiled(formula, summed)(
-            labels, scores, weights, *constants
-        )
+        value, saved = _compiled(formula, summed)(labels, scores, weights, *constants)
 
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            gradient, found = _differentiable_again(formula, constants)(
-                scores, weights, labels, saved, losses
+            gradient = _derived_again(formula, constants)(
+                scores, weights, labels, saved
             )
             up = upstream if summed else formula.over_scores(upstream)
-            none = tf.zeros_like(found)
-            by_weights = upstream * tf.where(weights == 0, none, found)
-            return (
-                tf.cast(up, gradient.dtype) * gradient,
-                _summed_to(by_weights, weights),
-                None,
-            )
+            return tf.cast(up, gradient.dtype) * gradient, None, None
 
         return value, backward
 
     return run
 
 
-def _differentiable_again(
+def _derived_again(
     formula: Formula, constants: tuple[Tensor | None, ...]
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The saved gradient and losses, as functions that can be derived once more."""
+) -> Callable[..., Tensor]:
+    """The saved gradient, whose own derivatives are those of its closed form."""
 
     @tf.custom_gradient
-    def run(
-        scores: Tensor, weights: Tensor, labels: Tensor, saved: Tensor, losses: Tensor
-    ) -> Any:
-        def backward(by_gradient: Tensor, by_losses: Tensor) -> tuple[Any, ...]:
-            inputs = [scores, weights]
-            if labels.dtype.is_floating:
-                inputs.append(labels)
+    def run(scores: Tensor, weights: Tensor, labels: Tensor, saved: Tensor) -> Any:
+        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
+            inputs = [scores, weights, labels]
             with tf.GradientTape() as tape:
-                tape.watch(inputs)
-                closed = formula.evaluate(labels, scores, weights, *constants)
-                along = tf.reduce_sum(
-                    tf.cast(by_gradient * closed.gradient, losses.dtype)
-                ) + tf.reduce_sum(counted(closed.losses, by_losses))
-            slopes = tape.gradient(along, inputs)
-            return *slopes, *[None] * (3 - len(slopes)), None, None
+                tape.watch([x for x in inputs if x.dtype.is_floating])
+                closed = gradient_of_scores(formula, labels, scores, weights, constants)
+                along = tf.reduce_sum(upstream * closed)
+            return *tape.gradient(along, inputs), None
 
-        return (saved, losses), backward
+        return saved, backward
 
     return run
 
 
-def _labels_alone(
-    formula: Formula, constants: tuple[Tensor | None, ...], summed: bool
+def _by_the_rest(
+    formula: Formula, constants: tuple[Tensor | None, ...], scores: Tensor
 ) -> Callable[..., Tensor]:
-    """Zero, with the derivative that the value has by the labels."""
+    """Zero, with the derivatives that the value has by weights and labels."""
 
     @tf.custom_gradient
-    def run(labels: Tensor, scores: Tensor, weights: Tensor) -> Any:
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            with tf.GradientTape() as tape:
-                tape.watch(labels)
-                along = sum_of_losses(
-                    formula, labels, scores, weights, constants, upstream
-                )
-            return tape.gradient(along, labels), None, None
+    def run(weights: Tensor, labels: Tensor, *passed: Tensor) -> Any:
+        z = passed[0] if passed else scores
 
-        dtype = tf.float64 if scores.dtype == tf.float64 else tf.float32
-        return tf.zeros((), dtype), backward
+        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
+            inputs = [weights, labels]
+            with tf.GradientTape() as tape:
+                tape.watch([x for x in inputs if x.dtype.is_floating])
+                along = sum_of_losses(formula, labels, z, weights, constants, upstream)
+            return *tape.gradient(along, inputs), *[None for _ in passed]
+
+        return tf.zeros((), weights.dtype), backward
 
     return run
 
 
 @functools.cache
 def _compiled(formula: Formula, summed: bool) -> Callable[..., Any]:
-    """Value, losses and gradient: by XLA, unless the batch is too small to pay."""
+    """Value and gradient: by XLA, unless the batch is too small to pay."""
 
     def run(labels: Tensor, scores: Tensor, weights: Tensor, *constants: Any) -> Any:
         losses, gradient = formula.evaluate(labels, scores, weights, *constants)
         value = counted(losses, weights)
-        return tf.reduce_sum(value) if summed else value, losses, gradient
+        return tf.reduce_sum(value) if summed else value, gradient
 
     by_xla = tf.function(run, jit_compile=True, reduce_retracing=True)
     as_graph = tf.function(run, reduce_retracing=True)
@@ -144,13 +134,6 @@ def _compiled(formula: Formula, summed: bool) -> Callable[..., Any]:
         return (by_xla if size >= COMPILED_FROM else as_graph)(labels, scores, *rest)
 
     return choose
-
-
-def _summed_to(tensor: Tensor, like: Tensor) -> Tensor:
-    """The gradient of what was broadcast: summed over the axes that it was along."""
-    axes = [i for i, size in enumerate(like.shape) if size == 1]
-    kept = [i for i in axes if tensor.shape[i] != 1]
-    return tf.reduce_sum(tensor, axis=kept, keepdims=True) if kept else tensor
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:

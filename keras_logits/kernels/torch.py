@@ -55,12 +55,20 @@ class _Weighted(torch.autograd.Function):
             if torch.is_grad_enabled():  # create_graph: somebody derives it again
                 gradient = gradient_of_scores(*problem)
             up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
-            by_scores = up.to(gradient.dtype) * gradient
+            if torch.is_grad_enabled() or not _is_one(up):
+                gradient = up.to(gradient.dtype) * gradient
+            by_scores = gradient
         if ctx.needs_input_grad[1]:
             by_weights = _derived(problem, 3, upstream)
         if ctx.needs_input_grad[2]:
             by_labels = _derived(problem, 1, upstream)
         return by_scores, by_weights, by_labels, None, None, None
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Whether a product with it can be spared; not asked where reading it would wait."""
+    on_cpu = upstream.device.type == "cpu" and not torch.compiler.is_compiling()
+    return upstream.ndim == 0 and on_cpu and bool(upstream == 1)
 
 
 def _derived(problem: tuple[Any, ...], index: int, upstream: Tensor) -> Tensor:
@@ -88,7 +96,8 @@ def _evaluate(
         constant is not None for constant in constants
     ):
         found = _of_class_ids(formula, labels, scores, weights, with_gradient)
-        if not torch.isnan(found.losses).any():
+        # NaN has many causes, which the general code tells apart.
+        if scores.is_meta or not torch.isnan(found.losses).any():
             return found
     return formula.evaluate(labels, scores, weights, *constants)
 
@@ -102,16 +111,20 @@ def _of_class_ids(
 ) -> Evaluated:
     """The plain case in place: torch does not fuse, each operation is a pass."""
     axis = formula.axis
-    ids, valid = valid_class_ids(labels, scores.shape[axis])
+    ids, valid = valid_class_ids(labels, formula.classes)
     ids = ids.long().unsqueeze(axis)
-    log_p = torch.log_softmax(at_least_float32(scores), dim=axis)
-    target = log_p.gather(axis, ids)
-    losses = torch.where(valid, -target.squeeze(axis), float("nan"))
+    z = at_least_float32(scores)
+    highest = z.amax(axis, keepdim=True)
+    exp = (z - highest).exp_()  # torch.softmax takes six times as long at ten classes
+    total = exp.sum(axis, keepdim=True)
+    target = z.gather(axis, ids)
+    losses = (total.log() + (highest - target)).squeeze(axis)
+    losses = torch.where(valid, losses, float("nan"))
     if not with_gradient:
-        return Evaluated(losses, scores)
-    w = weights.unsqueeze(axis)
+        return Evaluated(losses, exp)
+    w = torch.where(valid, weights, 0.0).unsqueeze(axis)
     drop = torch.where(torch.isinf(target), 0.0, -w)
-    gradient = log_p.exp_().mul_(w).scatter_add_(axis, ids, drop)
+    gradient = exp.mul_(w / total).scatter_add_(axis, ids, drop)
     return Evaluated(losses, gradient.to(scores.dtype))
 
 

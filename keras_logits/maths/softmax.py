@@ -46,6 +46,7 @@ class SoftmaxFormula:
     """The options of a softmax cross-entropy. Hashable: it keys compiled functions."""
 
     ids: bool
+    classes: int
     axis: int = -1
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
@@ -83,7 +84,7 @@ class SoftmaxFormula:
         a NaN weight gives the loss NaN and the gradient 0: loud, and harmless.
         """
         z = at_least_float32(scores)
-        columns = _column(class_weights, z, self.axis)
+        columns = self._along_classes(class_weights, z)
         given, valid, mass = self._read(labels, z, columns)
         usable = ops.logical_and(valid, ops.equal(weights, weights))
         w = ops.where(usable, weights, ops.zeros_like(weights))
@@ -103,7 +104,7 @@ class SoftmaxFormula:
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""
         z = at_least_float32(scores)
-        columns = _column(class_weights, z, self.axis)
+        columns = self._along_classes(class_weights, z)
         return ops.squeeze(self._read(labels, z, columns)[2], self.axis)
 
     def _read(
@@ -111,7 +112,7 @@ class SoftmaxFormula:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Labels with the bad ones made harmless, which are good, and their mass d."""
         if self.ids:
-            ids, valid = valid_class_ids(labels, z.shape[self.axis])
+            ids, valid = valid_class_ids(labels, self.classes)
             ids = ops.expand_dims(ids, self.axis)
             if columns is None:
                 return ids, valid, ops.ones_like(ids, dtype=z.dtype)
@@ -148,7 +149,7 @@ class SoftmaxFormula:
             slope = mass * (1.0 + 2.0 * self.z_loss * lse)
 
         drop = ops.where(unreachable, ops.zeros_like(w), w * mass)
-        hot = ops.equal(_classes(z, self.axis), ids)
+        hot = ops.equal(self._class_ids(z), ids)
         gradient = parts.exp * (w * slope / parts.total)
         gradient = gradient - ops.where(hot, drop, ops.zeros_like(drop))
         return Evaluated(ops.squeeze(loss, self.axis), gradient)
@@ -198,7 +199,7 @@ class SoftmaxFormula:
         """Labels as a distribution, smoothed over the classes that are not masked."""
         y = given
         if self.ids:
-            y = ops.cast(ops.equal(_classes(z, self.axis), given), z.dtype)
+            y = ops.cast(ops.equal(self._class_ids(z), given), z.dtype)
         if not self.label_smoothing:
             return y
         open_ = ops.cast(ops.logical_not(masked), z.dtype)
@@ -206,6 +207,19 @@ class SoftmaxFormula:
         mass = ops.sum(y, axis=self.axis, keepdims=True)
         spread = self.label_smoothing * mass / nonzero(count)
         return (1.0 - self.label_smoothing) * y + spread * open_
+
+    def _class_ids(self, z: Tensor) -> Tensor:
+        """0 to K - 1 along the class axis, 1 elsewhere."""
+        return self._along_classes(ops.arange(self.classes, dtype="int32"), z, "int32")
+
+    def _along_classes(
+        self, per_class: Tensor | None, z: Tensor, dtype: str | None = None
+    ) -> Tensor | None:
+        if per_class is None:
+            return None
+        shape = [1] * len(z.shape)
+        shape[self.axis] = self.classes
+        return ops.reshape(ops.cast(per_class, dtype or z.dtype), shape)
 
 
 def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
@@ -240,22 +254,6 @@ def _softmax(z: Tensor, axis: int) -> _Softmax:
     exp = ops.exp(shifted)
     total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
     return _Softmax(shifted, exp, total, ops.log(total), shift, masked)
-
-
-def _classes(z: Tensor, axis: int) -> Tensor:
-    """Class ids 0 to K - 1 along the class axis, 1 elsewhere."""
-    shape = [1] * len(z.shape)
-    shape[axis] = z.shape[axis]
-    return ops.reshape(ops.arange(z.shape[axis], dtype="int32"), shape)
-
-
-def _column(per_class: Tensor | None, z: Tensor, axis: int) -> Tensor | None:
-    """One value for each class, along the class axis."""
-    if per_class is None:
-        return None
-    shape = [1] * len(z.shape)
-    shape[axis] = z.shape[axis]
-    return ops.reshape(ops.cast(per_class, z.dtype), shape)
 
 
 def _tiny(like: Tensor) -> float:

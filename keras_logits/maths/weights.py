@@ -5,7 +5,7 @@ ever sees a weighted sum.
 """
 
 from collections.abc import Callable
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from keras import ops
 
@@ -84,33 +84,39 @@ def aligned(weights: Tensor, positions: Tensor, name: str) -> Tensor:
     return ops.reshape(weights, [*sizes, *[1] * (len(expected) - len(kept))])
 
 
+class Weights(NamedTuple):
+    """One weight for each position, before any reduction."""
+
+    values: Tensor
+    counted: Tensor | None  # which positions count at all; None for all
+    given: bool  # whether a user gave any, who may have given bad ones
+
+
 def position_weights(
     positions: Tensor,
     sample_weight: Tensor | None,
     mask: Tensor | None,
     not_ignored: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """One weight for each position, and which positions count (None: all).
+) -> Weights:
+    """The weights of positions; `positions` is ones of their shape.
 
     Masked and ignored positions are selected out, so that whatever hides behind a
     mask, NaN included, stays there.
     """
-    ones = ops.ones_like(positions)
-    weights, counted = ones, not_ignored
+    values, counted = positions, not_ignored
     if sample_weight is not None:
-        weights = aligned(sample_weight, positions, "sample_weight")
-        weights = ops.cast(weights, ones.dtype) * ones
+        values = aligned(sample_weight, positions, "sample_weight")
+        values = ops.cast(values, positions.dtype) * positions
     if mask is not None:
         mask = ops.cast(aligned(mask, positions, "mask"), "bool")
         counted = mask if counted is None else ops.logical_and(mask, counted)
     if counted is not None:
-        weights = ops.where(counted, weights, ops.zeros_like(weights))
-    return weights, counted
+        values = ops.where(counted, values, ops.zeros_like(values))
+    return Weights(values, counted, sample_weight is not None)
 
 
 def reduced(
-    weights: Tensor,
-    counted: Tensor | None,
+    weights: Weights,
     mass: Tensor | None,
     reduction: Reduction | None,
     total_over_replicas: Callable[[Tensor], Tensor],
@@ -118,27 +124,39 @@ def reduced(
     """The weights that make a weighted sum the reduction's result.
 
     Args:
-        weights: one weight for each position, 0 where it does not count.
-        counted: which positions count at all; None for all.
+        weights: the positions' weights.
         mass: each position's share of the denominator (its class weight); None for 1.
         reduction: one of Keras' reductions.
         total_over_replicas: the sum of a scalar over all replicas.
     """
     if reduction == "mean_with_sample_weight":
-        shares = weights if mass is None else weights * mass
-        # Selected, since a bad label's class weight must not leak past weight 0.
-        total = ops.sum(ops.where(ops.equal(weights, 0), 0 * weights, shares))
-        # A negative weight would flip every gradient of a mean: NaN, which the sum
-        # turns into a NaN loss and gradients of zero.
-        negative = ops.any(weights < 0)
-        total = ops.where(negative, ops.full_like(total, float("nan")), total)
+        total = _total_weight(weights, mass)
     elif reduction in ("sum_over_batch_size", "mean"):
-        counted = ops.ones_like(weights) if counted is None else counted
-        total = ops.sum(ops.cast(counted, weights.dtype) * ops.ones_like(weights))
+        counted = ops.ones_like(weights.values)
+        if weights.counted is not None:
+            counted = counted * ops.cast(weights.counted, counted.dtype)
+        total = ops.sum(counted)
     else:
-        return weights
+        return weights.values
     total = total_over_replicas(total)
-    return ops.where(ops.equal(total, 0), 0 * weights, weights / nonzero(total))
+    empty = ops.equal(total, 0)
+    return weights.values * ops.where(empty, 0 * total, 1 / nonzero(total))
+
+
+def _total_weight(weights: Weights, mass: Tensor | None) -> Tensor:
+    if mass is None:
+        shares = weights.values
+    else:
+        # Selected, so that what hides behind a weight of 0 has no mass either.
+        none = ops.equal(weights.values, 0)
+        shares = ops.where(none, ops.zeros_like(mass), weights.values * mass)
+    total = ops.sum(shares)
+    if not weights.given:
+        return total
+    # A negative weight would flip every gradient of a mean. NaN makes the loss NaN, and
+    # a kernel gives positions whose weight is NaN a gradient of 0.
+    negative = ops.any(weights.values < 0)
+    return ops.where(negative, ops.full_like(total, float("nan")), total)
 
 
 def nonzero(total: Tensor) -> Tensor:

@@ -53,17 +53,16 @@ class LogitsLoss:
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
         task = self._task(y_true, y_pred)
-        given, counted = position_weights(
+        given = position_weights(
             task.positions, sample_weight, mask, task.not_ignored
         )
-        weights = given
+        weights = reduced(
+            given, task.mass, self._reduction, kernels.total_over_replicas
+        )
         if self._reduction != "mean_with_sample_weight" and task.scale is not None:
             weights = weights * task.scale
-        weights = reduced(
-            weights, counted, task.mass, self._reduction, kernels.total_over_replicas
-        )
         value = task.weighted(weights, summed=self._reduction not in (None, "none"))
-        check_result(task, value, given, self._reduction)
+        check_result(task, value, given.values, self._reduction)
         return value
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
