@@ -5,9 +5,10 @@ any operation that makes a new tensor drops it, and nothing guesses it back.
 """
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from keras_logits import kernels
 from keras_logits._typing import Activation, Tensor
 
 _ATTRIBUTE = "_keras_logits_mark"
@@ -22,8 +23,8 @@ class Mark:
         logits: the logits, where the marked tensor holds the probabilities made of
             them; None where it holds the logits. Never the marked tensor itself,
             which could then never be freed.
-        head: the layer that computed the logits, if one of ours did.
-        features: what the head computed them from.
+        head: the layer of ours that set the mark, while somebody else holds it.
+        features: what the head computed the logits from, if it did.
     """
 
     activation: Activation
@@ -47,7 +48,16 @@ def _no_mark() -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
+    """A mark as its tensor keeps it.
+
+    The head is held weakly: a tensor may outlive its model (TensorFlow never frees a
+    graph with a custom gradient, nor JAX a trace that an error broke off), and must not
+    keep the weights.
+    """
+
     mark: Mark
+    head: weakref.ref[Any] | None
+    owner: int | None
     version: int | None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -61,7 +71,10 @@ _table: dict[int, tuple[weakref.ref[Any], _Entry]] = {}
 
 def mark(tensor: Tensor, mark: Mark) -> None:
     """Marks a tensor."""
-    entry = _Entry(mark, _version(tensor))
+    head = None if mark.head is None else weakref.ref(mark.head)
+    # A compiled step has other tensors than the code that it was compiled from.
+    owner = id(tensor) if kernels.is_concrete(tensor) else None
+    entry = _Entry(replace(mark, head=None), head, owner, owner and _version(tensor))
     try:
         setattr(tensor, _ATTRIBUTE, entry)
     except AttributeError:
@@ -75,11 +88,13 @@ def origin_of(tensor: Tensor) -> Mark | None:
     Raises:
         ValueError: if the tensor was changed in place after it was marked.
     """
-    entry = getattr(tensor, _ATTRIBUTE, None)
+    entry = _entry_of(tensor)
     if entry is None:
-        reference, entry = _table.get(id(tensor), (None, None))
-        if reference is None or reference() is not tensor:
-            return None
+        return None
+    if entry.owner is None or not kernels.is_concrete(tensor):
+        return _of(entry)
+    if entry.owner != id(tensor):  # copy.copy() of a torch tensor copies attributes
+        return None
     if entry.version != _version(tensor):
         raise ValueError(
             "`y_pred` was changed in place after it was marked as logits, so that its "
@@ -88,12 +103,27 @@ def origin_of(tensor: Tensor) -> Mark | None:
             "Write y_pred = y_pred * scale in place of y_pred *= scale, and mark the "
             "result with MarkLogits()."
         )
-    return entry.mark
+    return _of(entry)
+
+
+def _entry_of(tensor: Tensor) -> _Entry | None:
+    entry: _Entry | None = getattr(tensor, _ATTRIBUTE, None)
+    if entry is not None:
+        return entry
+    reference, entry = _table.get(id(tensor), (None, None))
+    return entry if reference is not None and reference() is tensor else None
+
+
+def _of(entry: _Entry) -> Mark:
+    return replace(entry.mark, head=entry.head and entry.head())
 
 
 def _version(tensor: Tensor) -> int | None:
-    """torch counts the changes that were made to a tensor in place."""
-    version = getattr(tensor, "_version", None)
+    """How often a tensor was changed in place; torch counts it, the others cannot."""
+    try:
+        version = getattr(tensor, "_version", None)
+    except RuntimeError:  # it does not count under torch.inference_mode()
+        return None
     return version if isinstance(version, int) else None
 
 

@@ -7,6 +7,7 @@ kernel.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from keras_logits.maths.weights import (
 
 
 def check_number(name: str, value: Any, highest: float = math.inf) -> float:
-    if not isinstance(value, int | float) or not 0 <= value <= highest or value == math.inf:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= highest or value == math.inf:
         upper = "" if highest == math.inf else f" and at most {highest:g}"
         raise ValueError(
             f"`{name}` must be a number, at least 0{upper}. Received: {name}={value!r}. "
@@ -40,13 +42,22 @@ def check_number(name: str, value: Any, highest: float = math.inf) -> float:
 
 def check_ignore_index(ignore_index: Any) -> None:
     if ignore_index is None or (
-        isinstance(ignore_index, int | np.integer) and not isinstance(ignore_index, bool)
+        isinstance(ignore_index, int | np.integer)
+        and not isinstance(ignore_index, bool)
     ):
         return
     raise ValueError(
         "`ignore_index` must be an integer, the label of positions that do not count. "
         f"Received: ignore_index={ignore_index!r}. Write ignore_index=-1, or None."
     )
+
+
+def check_axis(axis: Any) -> None:
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        raise ValueError(
+            "`axis` must be an integer, the axis of the classes. Received: "
+            f"axis={axis!r}. Write axis=-1 for classes on the last axis."
+        )
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class SoftmaxOptions:
         check_number("focal_gamma", self.focal_gamma)
         check_number("z_loss", self.z_loss)
         check_ignore_index(self.ignore_index)
+        check_axis(self.axis)
 
 
 @dataclass(frozen=True)
@@ -81,13 +93,14 @@ class SigmoidOptions:
 
     def __post_init__(self) -> None:
         check_class_weight(self.class_weight, "class_weight")
-        if isinstance(self.pos_weight, int | float):
+        if isinstance(self.pos_weight, Real):
             check_number("pos_weight", self.pos_weight)
         else:
             check_class_weight(self.pos_weight, "pos_weight")
         check_number("label_smoothing", self.label_smoothing, 1.0)
         check_number("focal_gamma", self.focal_gamma)
         check_ignore_index(self.ignore_index)
+        check_axis(self.axis)
 
 
 class SoftmaxTask:
@@ -218,7 +231,7 @@ class SigmoidTask:
         if values is None:
             return None
         dtype = self.positions.dtype
-        if isinstance(values, int | float):
+        if isinstance(values, Real):
             return ops.convert_to_tensor(float(values), dtype)
         units = _checked_classes(known_rank(self.scores), self.axis)
         shape = [1] * len(self.scores.shape)
@@ -245,15 +258,15 @@ def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:
             f"`axis` must be an axis of the logits. Received: axis={axis} and logits of "
             f"shape {shape}. Write axis=-1 for classes on the last axis."
         )
-    return axis % len(shape)
+    return int(axis) % len(shape)
 
 
 def _checked_classes(shape: tuple[int | None, ...], axis: int) -> int:
     classes = shape[axis]
     if classes is None:
         raise ValueError(
-            "The number of classes must be known before training. Received: logits of "
-            f"shape {shape}, with axis={axis}. Give them their shape with "
+            "`logits` must have a known number of classes. Received: logits of shape "
+            f"{shape}, with axis={axis}. Give them their shape with "
             "keras.ops.reshape(logits, (-1, number_of_classes))."
         )
     return classes

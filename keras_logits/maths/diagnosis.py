@@ -59,7 +59,9 @@ def explain_units(labels: Array, counts: Array) -> None:
         return
     lowest = np.nanmin(labels[bad]) if not np.isnan(labels[bad]).all() else np.nan
     remedy = "Write labels.astype('bool') if any positive number means yes."
-    if lowest < 0:
+    if np.isnan(labels[bad]).any():
+        remedy = "For an unknown label write -1, and ignore_index=-1 in the loss."
+    elif lowest < 0:
         remedy = f"If {lowest:g} marks an unknown label, write ignore_index={lowest:g}."
     raise ValueError(
         "`labels` of a sigmoid must be 0 or 1, or probabilities between. Received: "
@@ -68,6 +70,8 @@ def explain_units(labels: Array, counts: Array) -> None:
 
 
 def _reason_for_class_ids(bad: Array, counted: Array, classes: int) -> str:
+    if not np.isfinite(bad).all():
+        return "Write sample_weight=0 for positions that have no label."
     if (bad != bad // 1).any():
         return "Class ids are whole numbers: write labels.astype('int32')."
     if (bad < 0).any():

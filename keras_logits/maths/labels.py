@@ -58,7 +58,8 @@ def class_labels(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, boo
         "`labels` must be class ids, with the shape of the logits less their class "
         f"axis {ids_shape} (or with 1 there), or distributions over the classes, with "
         f"the shape of the logits {expected}. Received: labels of shape {shape} and "
-        f"logits of shape {expected}, with axis={axis}."
+        f"logits of shape {expected}, with axis={axis}. "
+        f"{_remedy(shape, expected, position)}"
     )
 
 
@@ -94,10 +95,17 @@ def known_rank(logits: Tensor) -> Shape:
     if shape is None or not shape:
         raise ValueError(
             "`logits` must have at least one axis, and a known number of them. "
-            f"Received: shape {logits.shape}. Give them their rank with "
-            "keras.ops.reshape(logits, (-1, number_of_classes))."
+            f"Received: shape {'unknown' if shape is None else shape}. Give them their "
+            "rank with keras.ops.reshape(logits, (-1, number_of_classes))."
         )
     return shape
+
+
+def _remedy(shape: Shape, expected: Shape, axis: int) -> str:
+    ids_shape = without(expected, axis)
+    if len(shape) == len(expected) and agree(without(shape, axis), ids_shape):
+        return f"Write LogitsHead({shape[axis]}) if there are that many classes."
+    return f"Reshape them to {ids_shape}, or write axis= for classes on another axis."
 
 
 def _of_unknown_rank(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, bool]:

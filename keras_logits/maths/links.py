@@ -1,5 +1,7 @@
 """Between logits and probabilities."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -20,8 +22,16 @@ def check_activation(activation: object) -> Activation:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32, or in float64 if it is that."""
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return ops.cast(tensor, keras.backend.result_type(dtype, "float32"))
+    return ops.cast(tensor, accurate_dtype(tensor.dtype))
+
+
+def accurate_dtype(*dtypes: Any) -> str:
+    """float64 if one of them is that, else float32.
+
+    Not `keras.backend.result_type`, which knows no float64 on JAX and torch.
+    """
+    names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
+    return "float64" if "float64" in names else "float32"
 
 
 def logit(p: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ def static_shape(tensor: Tensor) -> Shape | None:
     shape = tensor.shape
     if getattr(shape, "rank", 0) is None:
         return None
-    return tuple(None if size is None else int(size) for size in shape)
+    # JAX has names, and no numbers, for sizes that are not known yet.
+    return tuple(size if isinstance(size, int) else None for size in shape)
 
 
 def agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

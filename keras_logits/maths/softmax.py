@@ -19,7 +19,7 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.maths.labels import valid_class_ids
-from keras_logits.maths.links import at_least_float32
+from keras_logits.maths.links import accurate_dtype, at_least_float32
 from keras_logits.maths.weights import nonzero
 
 
@@ -224,12 +224,11 @@ class SoftmaxFormula:
 
 def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """`(1 - p)^gamma * log(p)` and its derivative; p is clipped from below only."""
-    tiny = _tiny(p)
-    p = ops.maximum(p, tiny)
+    p = _positive(p)
     log_p = ops.log(p)
     if not gamma:
         return log_p, 1.0 / p
-    rest = ops.maximum(1.0 - p, tiny)
+    rest = _positive(1.0 - p)
     factor = ops.exp(gamma * ops.log(rest))
     return factor * log_p, factor / p - gamma * factor * (log_p / rest)
 
@@ -240,7 +239,7 @@ def _focal(log_p: Tensor, p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     In log space, from log p: `1 - p` would lose its digits where p is near 1, and a
     power of it has no finite derivative there.
     """
-    rest = ops.maximum(-ops.expm1(log_p), _tiny(p))
+    rest = _positive(-ops.expm1(log_p))
     factor = ops.exp(gamma * ops.log(rest))
     return factor, factor - gamma * factor * p * (log_p / rest)
 
@@ -256,6 +255,8 @@ def _softmax(z: Tensor, axis: int) -> _Softmax:
     return _Softmax(shifted, exp, total, ops.log(total), shift, masked)
 
 
-def _tiny(like: Tensor) -> float:
-    dtype = "float64" if "float64" in str(like.dtype) else "float32"
-    return float(np.finfo(dtype).tiny)
+def _positive(values: Tensor) -> Tensor:
+    """The values, clipped from below to the smallest normal number."""
+    tiny = float(np.finfo(accurate_dtype(values.dtype)).tiny)
+    # Not by `maximum`, which makes float32 of float64 on torch.
+    return ops.where(values < tiny, ops.full_like(values, tiny), values)

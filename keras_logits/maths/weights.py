@@ -4,8 +4,10 @@ A mean is a weighted sum whose weights sum to one, so that what computes a loss 
 ever sees a weighted sum.
 """
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, get_args
+from numbers import Integral
+from typing import Any, NamedTuple, get_args
 
 from keras import ops
 
@@ -24,14 +26,22 @@ def check_reduction(reduction: object) -> None:
         )
 
 
-def check_class_weight(class_weight: ClassWeight | None, name: str) -> None:
+def check_class_weight(class_weight: Any, name: str) -> None:
     if class_weight is None:
         return
-    values = class_weight.values() if isinstance(class_weight, dict) else class_weight
-    if not all(float(value) >= 0 for value in values):
+    by_class = isinstance(class_weight, dict)
+    try:
+        values = class_weight.values() if by_class else class_weight
+        good = all(0 <= float(value) < math.inf for value in values)
+    except (TypeError, ValueError):
+        good = False
+    known = not by_class or all(isinstance(key, Integral) for key in class_weight)
+    if not good or not known or isinstance(class_weight, str):
         raise ValueError(
-            f"`{name}` must not be negative. Received: {name}={class_weight!r}. "
-            "Write 0.0 for a class that is not to count."
+            f"`{name}` must be a list of numbers, one for each class, or a dict {{class "
+            "id: number}, none of them negative or infinite. Received: "
+            f"{name}={class_weight!r}. Write 0.0 for a class that is not to count, and "
+            "1.0 for one that counts as before."
         )
 
 

@@ -3,7 +3,8 @@
 `keras_logits.keras3` and `keras_logits.tf_keras` make real Keras classes of them.
 """
 
-from keras_logits.objects.head import LogitsHead, MarkLogits
+from keras_logits.objects.head import LogitsHead
 from keras_logits.objects.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
+from keras_logits.objects.mark import MarkLogits
 
 __all__ = ["LogitsHead", "MarkLogits", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"]

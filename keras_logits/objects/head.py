@@ -1,17 +1,30 @@
-"""The layers that mark: a head that computes logits, and a mark for another's."""
+"""The head: a last layer that computes logits and marks them."""
 
+import math
+from numbers import Integral, Real
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask, set_keras_mask
 from keras_logits._typing import Activation, Tensor
-from keras_logits.maths.links import check_activation, probabilities
-from keras_logits.objects.same_keras import check_same_keras
+from keras_logits.maths.labels import is_float
+from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
+from keras_logits.objects.same_keras import check_same_keras, is_symbolic
+from keras_logits.objects.tied import Tie
 from keras_logits.provenance import Mark, mark
 
 _RETURNS = ("logits", "probabilities")
+_OF_WEIGHTS = (
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
 
 
 class LogitsHead:
@@ -41,9 +54,10 @@ class LogitsHead:
         bias_initializer: initializer of the bias.
         kernel_regularizer: regularizer of the kernel.
         bias_regularizer: regularizer of the bias.
+        activity_regularizer: regularizer of the logits, whatever `returns` says.
         kernel_constraint: constraint on the kernel.
         bias_constraint: constraint on the bias.
-        **kwargs: `activity_regularizer`, `name`, `trainable`, `dtype`, as in `Dense`.
+        **kwargs: `name`, `trainable`, `dtype`, as in `Dense`.
 
     Call arguments:
         inputs: `[..., D]`, features.
@@ -85,6 +99,7 @@ class LogitsHead:
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
         bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
         kernel_constraint: Any = None,
         bias_constraint: Any = None,
         **kwargs: Any,
@@ -93,31 +108,37 @@ class LogitsHead:
         _check_returns(returns)
         _check_positive("softcap", softcap, optional=True)
         _check_positive("temperature", temperature)
-        super().__init__(**kwargs)
+        super().__init__(  # type: ignore[call-arg]
+            activity_regularizer=activity_regularizer, **kwargs
+        )
         get = self._keras
         self.units = int(units)
         self.activation = activation
         self.returns = returns
         self.use_bias = use_bias
-        self.softcap = softcap
-        self.temperature = temperature
-        self.tied_to = tied_to
+        self.softcap = None if softcap is None else float(softcap)
+        self.temperature = float(temperature)
+        self._tie = Tie(tied_to)
         self.kernel_initializer = get.initializers.get(kernel_initializer)
         self.bias_initializer = get.initializers.get(bias_initializer)
         self.kernel_regularizer = get.regularizers.get(kernel_regularizer)
         self.bias_regularizer = get.regularizers.get(bias_regularizer)
         self.kernel_constraint = get.constraints.get(kernel_constraint)
         self.bias_constraint = get.constraints.get(bias_constraint)
+        for name in (*_OF_WEIGHTS, "activity_regularizer"):
+            check_same_keras(self, getattr(self, name), name)
         self.supports_masking = True
         if tied_to is not None:
             self._check_tied(kernel_initializer)
 
     def build(self, input_shape: Any) -> None:
         features = _last_size(input_shape)
+        self._tie.rebuilt = False
         if self.tied_to is not None:
             self._check_tied_width(features)
             if not self.tied_to.built:
                 self.tied_to.build(None)
+            self._embedding = self.tied_to  # its weights are this layer's from now on
         else:
             self.kernel = self.add_weight(  # type: ignore[attr-defined]
                 name="kernel",
@@ -134,18 +155,35 @@ class LogitsHead:
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
+                autocast=False,  # half precision would round it, in float32 logits
             )
         self.built = True
 
-    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    @property
+    def tied_to(self) -> Any:
+        """The `Embedding` whose matrix is the kernel, if there is one."""
+        return self._tie.layer
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        if not self._tie.rebuilt:  # that is built where it is called, tied again
+            super().build_from_config(config)  # type: ignore[misc]
+
+    def __call__(
+        self, inputs: Tensor, returns: str | None = None, **kwargs: Any
+    ) -> Tensor:
         check_same_keras(self, inputs, "inputs")
-        if self._keras.backend.is_keras_tensor(inputs):
-            return super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
+        if self._tie.rebuilt:
+            self._tie.follow(inputs)
+            self.built = False  # says Keras 3 after build_from_config, whatever it did
+        if is_symbolic(inputs):
+            if returns is not None:
+                kwargs["returns"] = _check_returns(returns)
+            return super().__call__(inputs, **kwargs)  # type: ignore[misc]
         # The mark is set here, where a rematerialised call has returned already, and on
         # tensors that live outside of it.
-        wanted = _check_returns(kwargs.pop("returns", None) or self.returns)
+        wanted = _check_returns(returns or self.returns)
         logits = super().__call__(  # type: ignore[misc]
-            inputs, *args, returns="logits", **kwargs
+            inputs, returns="logits", **kwargs
         )
         if wanted == "logits":
             mark(logits, Mark(self.activation, head=self, features=inputs))
@@ -161,14 +199,24 @@ class LogitsHead:
             return logits
         return probabilities(logits, self.activation)
 
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        # What Keras rematerialises takes tensors alone: no options, no keywords.
+        def call(inputs: Tensor) -> Tensor:
+            return layer_call(inputs, returns=kwargs.get("returns"))
+
+        again = super().rematerialized_call(call, *args)  # type: ignore[misc]
+        return lambda inputs, returns=None: again(inputs)
+
     def logits_of(self, inputs: Tensor) -> Tensor:
         """The formula, on features of any rank."""
         inputs = ops.convert_to_tensor(inputs)
+        if not is_float(inputs):
+            inputs = ops.cast(inputs, self.compute_dtype)  # type: ignore[attr-defined]
         logits = kernels.matmul(inputs, self._kernel_for(inputs))
         if self.bias is not None:
             logits = logits + ops.cast(self.bias, logits.dtype)
         if self.softcap is not None:
-            logits = self.softcap * ops.tanh(logits / self.softcap)
+            logits = self.softcap * _tanh(logits / self.softcap)
         if self.temperature != 1.0:
             logits = logits / self.temperature
         return logits
@@ -176,9 +224,13 @@ class LogitsHead:
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.units)
 
+    def compute_output_spec(self, inputs: Tensor, returns: str | None = None) -> Any:
+        dtype = accurate_dtype(self.compute_dtype)  # type: ignore[attr-defined]
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype)
+
     def get_config(self) -> dict[str, Any]:
-        keras = self._keras
-        tied = self.tied_to
+        own = self._keras
+        serialize = own.saving.serialize_keras_object
         return {
             **super().get_config(),  # type: ignore[misc]
             "units": self.units,
@@ -187,23 +239,26 @@ class LogitsHead:
             "use_bias": self.use_bias,
             "softcap": self.softcap,
             "temperature": self.temperature,
-            "tied_to": tied and keras.saving.serialize_keras_object(tied),
+            "tied_to": None if self.tied_to is None else serialize(self.tied_to),
+            "activity_regularizer": own.regularizers.serialize(
+                self.activity_regularizer  # type: ignore[attr-defined]
+            ),
             **{
-                f"{weight}_{kind}": getattr(keras, f"{kind}s").serialize(
-                    getattr(self, f"{weight}_{kind}")
+                name: getattr(own, name.partition("_")[2] + "s").serialize(
+                    getattr(self, name)
                 )
-                for weight in ("kernel", "bias")
-                for kind in ("initializer", "regularizer", "constraint")
+                for name in _OF_WEIGHTS
             },
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "LogitsHead":
-        config = dict(config)
-        if isinstance(config.get("tied_to"), dict):
-            deserialize = cls._keras.saving.deserialize_keras_object
-            config["tied_to"] = deserialize(config["tied_to"])
-        return cls(**config)
+        tie = Tie(config.get("tied_to"))
+        if isinstance(tie.layer, dict):
+            tie = Tie(cls._keras.layers.deserialize(tie.layer), rebuilt=True)
+        head = cls(**{**config, "tied_to": tie.layer})
+        head._tie = tie
+        return head
 
     def _kernel_for(self, inputs: Tensor) -> Tensor:
         if self.tied_to is None:
@@ -214,8 +269,8 @@ class LogitsHead:
         check_same_keras(self, self.tied_to, "tied_to")
         if not hasattr(self.tied_to, "input_dim"):
             raise ValueError(
-                "`tied_to` must be an Embedding layer, whose matrix becomes the kernel. "
-                f"Received: tied_to={self.tied_to!r}. Write "
+                "`tied_to` must be an Embedding layer, whose matrix becomes the "
+                f"kernel. Received: tied_to={self.tied_to!r}. Write "
                 f"tied_to=keras.layers.Embedding({self.units}, width)."
             )
         if self.tied_to.input_dim != self.units:
@@ -245,71 +300,26 @@ class LogitsHead:
             )
 
 
-class MarkLogits:
-    """Marks the output of somebody else's last layer as logits.
-
-    The same values as a new tensor: two marks on one tensor would overwrite each other.
-
-    Args:
-        activation: what turns these logits into probabilities: "softmax" or "sigmoid".
-        **kwargs: `name`, `dtype`.
-
-    Call arguments:
-        inputs: `[..., K]`, logits. Never probabilities: nothing can check that here.
-
-    Returns:
-        The same values, marked.
-
-    Raises:
-        ValueError: if `activation` is neither of the two.
-
-    Example:
-        >>> model = keras.Sequential([backbone_with_logits, MarkLogits("softmax")])
-
-    See also:
-        `LogitsHead`, which computes the logits too.
-    """
-
-    _keras: Any
-
-    def __init__(self, activation: Activation = "softmax", **kwargs: Any) -> None:
-        check_activation(activation)
-        # Half precision would round the logits of a float32 layer.
-        super().__init__(autocast=False, **kwargs)  # type: ignore[call-arg]
-        self.activation = activation
-        self.supports_masking = True
-
-    def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        check_same_keras(self, inputs, "inputs")
-        outputs = super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
-        if not self._keras.backend.is_keras_tensor(outputs):
-            mark(outputs, Mark(self.activation))
-        return outputs
-
-    def call(self, inputs: Tensor) -> Tensor:
-        return ops.copy(inputs)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),  # type: ignore[misc]
-            "activation": self.activation,
-        }
+def _tanh(a: Tensor) -> Tensor:
+    """tanh, in float64 too, which that of Keras rounds to float32 on JAX."""
+    if accurate_dtype(a.dtype) == "float32":
+        return ops.tanh(a)
+    positive = a >= 0
+    e = ops.expm1(ops.where(positive, -2.0 * a, 2.0 * a))
+    return ops.where(positive, -e, e) / (e + 2.0)
 
 
 def _check_units(units: Any, activation: str) -> None:
-    if not isinstance(units, int) or isinstance(units, bool) or units < 1:
+    if not isinstance(units, Integral) or isinstance(units, bool) or units < 1:
         raise ValueError(
             "`units` must be a whole number of at least 1. Received: "
             f"units={units!r}. Write the number of classes, as in LogitsHead(10)."
         )
     if units == 1 and activation == "softmax":
         raise ValueError(
-            "`units` must be at least 2 for a softmax: that of a single class is always "
-            "1, and learns nothing. Received: units=1. For a yes/no output write "
-            "LogitsHead(1, activation='sigmoid') and SigmoidCrossEntropy()."
+            "`units` must be at least 2 for a softmax: that of a single class is "
+            "always 1, and learns nothing. Received: units=1. For a yes/no output "
+            "write LogitsHead(1, activation='sigmoid') and SigmoidCrossEntropy()."
         )
 
 
@@ -324,11 +334,14 @@ def _check_returns(returns: Any) -> str:
 
 
 def _check_positive(name: str, value: Any, optional: bool = False) -> None:
-    if (value is None and optional) or (isinstance(value, int | float) and value > 0):
+    if value is None and optional:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and 0 < float(value) < math.inf:
         return
     neutral = "None" if optional else "1.0"
     raise ValueError(
-        f"`{name}` must be a number above 0. Received: {name}={value!r}. "
+        f"`{name}` must be a finite number above 0. Received: {name}={value!r}. "
         f"Write {name}={neutral} to do without it."
     )
 

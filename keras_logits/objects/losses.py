@@ -10,6 +10,7 @@ from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask
 from keras_logits._typing import Activation, ClassWeight, Reduction, Tensor
 from keras_logits.functions import losses_of
+from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.weights import check_reduction, position_weights, reduced
 from keras_logits.objects.predictions import check_from_logits, read_scores
 from keras_logits.objects.same_keras import keras_of
@@ -266,9 +267,7 @@ def _dtype_name(dtype: Any) -> str | None:
 
 
 def _cast(scores: Tensor, dtype: str) -> Tensor:
-    wanted = keras.backend.result_type(
-        keras.backend.standardize_dtype(scores.dtype), "float32", dtype
-    )
+    wanted = accurate_dtype(scores.dtype, dtype)
     cast = ops.cast(scores, wanted)
     if keras.backend.standardize_dtype(cast.dtype) != wanted:
         raise ValueError(

@@ -34,7 +34,9 @@ class Scores(NamedTuple):
 
 
 def check_from_logits(from_logits: object) -> None:
-    if from_logits not in ("auto", True, False):
+    if not isinstance(from_logits, bool) and not (
+        isinstance(from_logits, str) and from_logits == "auto"
+    ):
         raise ValueError(
             "`from_logits` must be 'auto' (read the mark), True or False. Received: "
             f"from_logits={from_logits!r}. Leave it out for a model that ends with "
@@ -88,8 +90,7 @@ def _marked(
 
 
 def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
-    evidence = _evidence(y_pred, activation)
-    found = f"which is {evidence}" if evidence else "of which nothing is known"
+    found = _evidence(owner, y_pred, activation) or "of which nothing is known"
     return (
         "`y_pred` must be marked as logits, the scores before a softmax or a sigmoid, "
         f"for the loss to be sure of them. Received: an unmarked tensor of shape "
@@ -115,7 +116,7 @@ def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) ->
     if owner._looked_at_values or not is_concrete(y_pred):
         return
     owner._looked_at_values = True
-    seen = _seen_in_values(y_pred, activation)
+    seen = _seen_in_values(owner, y_pred, activation)
     if seen:
         warnings.warn(
             "`from_logits=True` says that `y_pred` holds logits, but it looks like "
@@ -124,11 +125,12 @@ def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) ->
         )
 
 
-def _evidence(y_pred: Tensor, activation: Activation) -> str | None:
+def _evidence(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:
     produced = _producer(y_pred)
-    if produced is None and is_concrete(y_pred):
-        return _seen_in_values(y_pred, activation)
-    return produced
+    if produced:
+        return f"which is {produced}"
+    seen = is_concrete(y_pred) and _seen_in_values(owner, y_pred, activation)
+    return f"which looks like probabilities: {seen}" if seen else None
 
 
 def _producer(y_pred: Tensor) -> str | None:
@@ -137,12 +139,14 @@ def _producer(y_pred: Tensor) -> str | None:
     return "the output of a Keras softmax or sigmoid, that is, probabilities"
 
 
-def _seen_in_values(y_pred: Tensor, activation: Activation) -> str | None:
+def _seen_in_values(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:
     values = ops.convert_to_numpy(y_pred).astype("float32")
-    if values.size == 0 or values.min() < 0 or values.max() > 1:
+    if values.size == 0 or not (values.min() >= 0 and values.max() <= 1):
         return None
     if activation == "sigmoid":
         return "all values are in [0, 1]"
-    if np.allclose(values.sum(axis=-1), 1.0, atol=1e-3):
+    axis = owner._options.axis
+    known = -values.ndim <= axis < values.ndim  # what is not, is refused after this
+    if known and np.allclose(values.sum(axis=axis), 1.0, atol=1e-3):
         return "all rows are in [0, 1] and sum to 1"
     return None

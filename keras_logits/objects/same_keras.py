@@ -26,3 +26,8 @@ def check_same_keras(owner: Any, thing: Any, argument: str) -> None:
         f"{type(thing).__module__}.{type(thing).__name__}, of {_NAMES[theirs]}. "
         f"Write from {_MODULES[theirs]} import {name}."
     )
+
+
+def is_symbolic(tensor: Any) -> bool:
+    """Whether it stands for values to come; tf-keras will not say so of an array."""
+    return any(parent.__name__ == "KerasTensor" for parent in type(tensor).__mro__)

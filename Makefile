@@ -1,0 +1,44 @@
+# Each target is all that one types on a fresh machine with Python 3.11 and make: it
+# creates .venv, installs what it needs there, and runs. A second call installs nothing.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: help demo test check bench lint types size wheel
+.NOTPARALLEL: # two installations into one .venv would trip over each other
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/.has-demo ## train on two real data sets, compare with Keras, write demo-output/
+	$(BIN)/python demo/run.py
+
+test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
+	$(BIN)/python tools/run_tests.py
+
+check: lint types test wheel ## lint, types, test and wheel: what a change must pass
+
+bench: .venv/.has-test ## time the losses against their peers, write benchmarks/results/
+	$(BIN)/python benchmarks/cross_entropy.py
+
+lint: .venv/.has-lint ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.has-lint ## static types
+	$(BIN)/mypy
+
+wheel: .venv/.has-build ## build sdist and wheel, import the wheel in a clean environment
+	$(BIN)/python tools/check_wheel.py
+
+size: ## a report on the shape of our own code
+	@$(PYTHON) tools/size.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+# The stamp of a set of extras: made anew, by an installation, when pyproject.toml changes.
+.venv/.has-%: pyproject.toml | $(BIN)/python
+	@echo "Installing what [$*] needs into .venv; the first time takes minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
