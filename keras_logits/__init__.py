@@ -1,4 +1,4 @@
-"""Logits done right for Keras: a head that marks them, and losses that read the mark."""
+"""Logits done right for Keras: a head marks them, and the losses read the mark."""
 
 from keras_logits._version import __version__
 from keras_logits.functions import sigmoid_cross_entropy, softmax_cross_entropy

@@ -92,7 +92,8 @@ def sigmoid_cross_entropy(
 
     With logit $z$, $s = \operatorname{sigmoid}(z)$ and label $y$, one unit has
 
-    $$\ell = -c \left(\pi t (1 - s)^\gamma \log s + (1 - t) s^\gamma \log(1 - s)\right)$$
+    $$\ell = -c \left(\pi t (1 - s)^\gamma \log s
+            + (1 - t) s^\gamma \log (1 - s)\right)$$
 
     where $t = (1 - \varepsilon) y + \varepsilon / 2$.
 

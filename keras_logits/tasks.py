@@ -34,8 +34,8 @@ def check_number(name: str, value: Any, highest: float = math.inf) -> float:
     if not is_number or not 0 <= value <= highest or value == math.inf:
         upper = "" if highest == math.inf else f" and at most {highest:g}"
         raise ValueError(
-            f"`{name}` must be a number, at least 0{upper}. Received: {name}={value!r}. "
-            f"Write {name}=0.0 to do without it."
+            f"`{name}` must be a number, at least 0{upper}. Received: {name}={value!r}."
+            f" Write {name}=0.0 to do without it."
         )
     return float(value)
 
@@ -161,8 +161,8 @@ class SoftmaxTask:
             return ops.not_equal(self.labels, ignore_index)
         if not 0 <= ignore_index < self.classes:
             raise ValueError(
-                "`ignore_index` must be one of the classes if labels are distributions, "
-                "which cannot hold any other. Received: "
+                "`ignore_index` must be one of the classes if labels are distributions,"
+                " which cannot hold any other. Received: "
                 f"ignore_index={ignore_index} and labels of the shape of the logits, "
                 f"{tuple(self.scores.shape)}. Write sample_weight=0 for such positions."
             )
@@ -255,8 +255,8 @@ def _ones(shape: list[Tensor], scores: Tensor) -> Tensor:
 def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:
     if not -len(shape) <= axis < len(shape):
         raise ValueError(
-            f"`axis` must be an axis of the logits. Received: axis={axis} and logits of "
-            f"shape {shape}. Write axis=-1 for classes on the last axis."
+            f"`axis` must be an axis of the logits. Received: axis={axis} and logits "
+            f"of shape {shape}. Write axis=-1 for classes on the last axis."
         )
     return int(axis) % len(shape)
 

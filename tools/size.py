@@ -9,7 +9,7 @@ import ast
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,11 @@ def main() -> None:
     longest_file = max((len(text.splitlines()), path) for path, text in texts.items())
     long_files = sum(len(text.splitlines()) > LONG_FILE for text in texts.values())
     rows = [
-        ("function, median / 90 %", f"{statistics.median(lengths):g} / {ninety}", "7 / 24"),
+        (
+            "function, median / 90 %",
+            f"{statistics.median(lengths):g} / {ninety}",
+            "7 / 24",
+        ),
         ("longest function", top(sizes), "50"),
         ("deepest nesting", named(*deepest), "3"),
         ("longest file", named(*longest_file), str(LONG_FILE)),
@@ -64,7 +68,9 @@ def nesting(node: ast.AST, depth: int = 0) -> int:
     """How many blocks deep, counted from the innermost function's body."""
     inside = 0 if isinstance(node, Function | ast.ClassDef) else depth
     inside += isinstance(node, BLOCKS) and not isinstance(node, Function | ast.ClassDef)
-    return max([inside, *(nesting(child, inside) for child in ast.iter_child_nodes(node))])
+    return max(
+        [inside, *(nesting(child, inside) for child in ast.iter_child_nodes(node))]
+    )
 
 
 def public(trees: dict[Path, ast.Module]) -> list[ast.AST]:
@@ -76,3 +82,66 @@ def public(trees: dict[Path, ast.Module]) -> list[ast.AST]:
         if isinstance(node, Function | ast.ClassDef) and node.name[0] != "_"
         if path.name[0] != "_"
     ]
+
+
+def functions(nodes: Iterable[ast.AST]) -> Iterator[Function]:
+    return (node for node in nodes if isinstance(node, Function))
+
+
+def errors(trees: dict[Path, ast.Module]) -> list[str]:
+    """The text of each ValueError that is raised with one."""
+    return [
+        ast.unparse(node.exc)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and "ValueError(" in ast.unparse(node)
+        if node.exc is not None
+    ]
+
+
+def repeated(texts: dict[Path, str]) -> list[bool]:
+    """Of each line of code, whether it stands in a run of lines that stands twice."""
+    lines = [
+        line.strip()
+        for text in texts.values()
+        for line in text.splitlines()
+        if line.strip() and not line.strip().startswith(("#", "import ", "from "))
+    ]
+    runs = [tuple(lines[i : i + RUN]) for i in range(len(lines) - RUN + 1)]
+    often = Counter(runs)
+    inside = [False] * len(lines)
+    for start, run in enumerate(runs):
+        if often[run] > 1:
+            inside[start : start + RUN] = [True] * RUN
+    return inside
+
+
+def documented(node: ast.AST) -> bool:
+    return bool(ast.get_docstring(node))  # type: ignore[arg-type]
+
+
+def annotated(function: Function) -> bool:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    return function.returns is not None and all(a.annotation for a in arguments)
+
+
+def tells(error: str) -> bool:
+    return "Received" in error or "_unmarked" in error
+
+
+def share(held: Iterable[bool]) -> str:
+    values = list(held)
+    return f"{100 * sum(values) / max(len(values), 1):.0f} % of {len(values)}"
+
+
+def top(sizes: dict[str, int]) -> str:
+    name = max(sizes, key=lambda name: sizes[name])
+    return f"{sizes[name]} ({name})"
+
+
+def named(value: int, path: Path) -> str:
+    return f"{value} ({path.name})"
+
+
+if __name__ == "__main__":
+    main()

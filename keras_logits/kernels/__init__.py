@@ -23,14 +23,20 @@ matmul = _body.matmul
 total_over_replicas = _body.total_over_replicas
 is_concrete = _body.is_concrete
 
-__all__ = ["check_tensorflow", "is_concrete", "matmul", "total_over_replicas", "weighted"]
+__all__ = [
+    "check_tensorflow",
+    "is_concrete",
+    "matmul",
+    "total_over_replicas",
+    "weighted",
+]
 
 
 def check_tensorflow(user: str) -> None:
     """Refuses a backend that cannot compute on TensorFlow's tensors."""
     if _name != "tensorflow":
         raise ImportError(
-            f"`{user}` computes on TensorFlow tensors and needs that backend. Received: "
-            f"KERAS_BACKEND={_name}. Set KERAS_BACKEND=tensorflow before the first "
+            f"`{user}` computes on TensorFlow tensors and needs that backend. Received:"
+            f" KERAS_BACKEND={_name}. Set KERAS_BACKEND=tensorflow before the first "
             "import of keras."
         )

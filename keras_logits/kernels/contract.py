@@ -10,6 +10,7 @@ returns the weighted losses of all positions, or their sum, such that
 - weights and floating labels get their gradients too, when somebody asks for them.
 """
 
+from collections.abc import Hashable
 from typing import Protocol
 
 from keras import ops
@@ -18,8 +19,8 @@ from keras_logits._typing import Tensor
 from keras_logits.maths.softmax import Evaluated
 
 
-class Formula(Protocol):
-    """A loss: its options, how to compute it, and its gradient. Hashable."""
+class Formula(Hashable, Protocol):
+    """A loss: its options, how to compute it, and its gradient."""
 
     def evaluate(
         self, labels: Tensor, scores: Tensor, weights: Tensor, *constants: Tensor

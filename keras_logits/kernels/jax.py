@@ -64,17 +64,23 @@ def _weighted_jvp(
         slopes = gradient.astype(values.dtype) * d_scores.astype(values.dtype)
         tangent = tangent + formula.over_losses(slopes)
     if not isinstance(d_labels, SymbolicZero):
-        tangent = tangent + jax.jvp(
-            lambda labels: _values(formula, labels, scores, weights, constants),
-            (labels,),
-            (d_labels,),
-        )[1]
+        tangent = (
+            tangent
+            + jax.jvp(
+                lambda labels: _values(formula, labels, scores, weights, constants),
+                (labels,),
+                (d_labels,),
+            )[1]
+        )
     if not isinstance(d_weights, SymbolicZero):
-        tangent = tangent + jax.jvp(
-            lambda weights: _values(formula, labels, scores, weights, constants),
-            (weights,),
-            (d_weights,),
-        )[1]
+        tangent = (
+            tangent
+            + jax.jvp(
+                lambda weights: _values(formula, labels, scores, weights, constants),
+                (weights,),
+                (d_weights,),
+            )[1]
+        )
     if summed:
         return jnp.sum(values), jnp.sum(tangent)
     return values, tangent

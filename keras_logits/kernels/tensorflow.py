@@ -51,7 +51,7 @@ def weighted(
 
 def _by_scores(
     formula: Formula, constants: tuple[Tensor | None, ...], summed: bool
-) -> Callable[..., Tensor]:
+) -> Any:
     """The value, with its derivative by the scores."""
 
     @tf.custom_gradient
@@ -70,9 +70,7 @@ def _by_scores(
     return run
 
 
-def _derived_again(
-    formula: Formula, constants: tuple[Tensor | None, ...]
-) -> Callable[..., Tensor]:
+def _derived_again(formula: Formula, constants: tuple[Tensor | None, ...]) -> Any:
     """The saved gradient, whose own derivatives are those of its closed form."""
 
     @tf.custom_gradient
@@ -92,7 +90,7 @@ def _derived_again(
 
 def _by_the_rest(
     formula: Formula, constants: tuple[Tensor | None, ...], scores: Tensor
-) -> Callable[..., Tensor]:
+) -> Any:
     """Zero, with the derivatives that the value has by weights and labels."""
 
     @tf.custom_gradient

@@ -1,4 +1,4 @@
-"""torch: the gradient in the forward pass, differentiable again through `create_graph`."""
+"""torch: the gradient in the forward pass, and again through `create_graph`."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Weighted(torch.autograd.Function):
 
 
 def _is_one(upstream: Tensor) -> bool:
-    """Whether a product with it can be spared; not asked where reading it would wait."""
+    """Whether a product with it can be spared; not asked where that would wait."""
     on_cpu = upstream.device.type == "cpu" and not torch.compiler.is_compiling()
     return upstream.ndim == 0 and on_cpu and bool(upstream == 1)
 
@@ -80,7 +80,8 @@ def _derived(problem: tuple[Any, ...], index: int, upstream: Tensor) -> Tensor:
             for x in problem
         )
         by = problem[index].requires_grad_()
-        total = sum_of_losses(*problem, upstream)
+        formula, labels, scores, weights, constants = problem
+        total = sum_of_losses(formula, labels, scores, weights, constants, upstream)
         return torch.autograd.grad(total, by, create_graph=again)[0]
 
 
@@ -92,8 +93,10 @@ def _evaluate(
     constants: tuple[Tensor | None, ...],
     with_gradient: bool,
 ) -> Evaluated:
-    if isinstance(formula, SoftmaxFormula) and formula.plain and not any(
-        constant is not None for constant in constants
+    if (
+        isinstance(formula, SoftmaxFormula)
+        and formula.plain
+        and not any(constant is not None for constant in constants)
     ):
         found = _of_class_ids(formula, labels, scores, weights, with_gradient)
         # NaN has many causes, which the general code tells apart.

@@ -41,7 +41,7 @@ def class_labels(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, boo
         return _of_unknown_rank(labels, logits, axis)
     position = axis % len(expected)
     ids_shape = without(expected, axis)
-    column = ids_shape[:position] + (1,) + ids_shape[position:]
+    column = (*ids_shape[:position], 1, *ids_shape[position:])
 
     may_be_ids = agree(shape, column)
     if agree(shape, expected) and not (

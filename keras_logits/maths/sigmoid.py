@@ -1,10 +1,10 @@
-"""Sigmoid cross-entropy of independent yes/no units, together with its gradient.
+r"""Sigmoid cross-entropy of independent yes/no units, together with its gradient.
 
-One unit with logit $z$, $s = \\operatorname{sigmoid}(z)$, label $y$ in [0, 1], smoothed
-to $t = (1 - \\varepsilon) y + \\varepsilon / 2$, positive weight $\\pi$ and focal
-exponent $\\gamma$:
+One unit with logit $z$, $s = \operatorname{sigmoid}(z)$, label $y$ in [0, 1], smoothed
+to $t = (1 - \varepsilon) y + \varepsilon / 2$, positive weight $\pi$ and focal
+exponent $\gamma$:
 
-$$\\ell = -\\pi t (1 - s)^\\gamma \\log s - (1 - t) s^\\gamma \\log (1 - s)$$
+$$\ell = -\pi t (1 - s)^\gamma \log s - (1 - t) s^\gamma \log (1 - s)$$
 """
 
 from dataclasses import dataclass

@@ -1,14 +1,14 @@
-"""Softmax cross-entropy of one class among K, together with its gradient.
+r"""Softmax cross-entropy of one class among K, together with its gradient.
 
-One position with logits $z$ over K classes, $p = \\operatorname{softmax}(z)$, labels
+One position with logits $z$ over K classes, $p = \operatorname{softmax}(z)$, labels
 as a distribution $y$ (a class id is a distribution with all mass on one class), class
-weights $c$, smoothing $\\varepsilon$, focal exponent $\\gamma$:
+weights $c$, smoothing $\varepsilon$, focal exponent $\gamma$:
 
-$$\\ell = -\\sum_k c_k t_k (1 - p_k)^\\gamma \\log p_k
-        + \\zeta d \\operatorname{logsumexp}(z)^2$$
+$$\ell = -\sum_k c_k t_k (1 - p_k)^\gamma \log p_k
+        + \zeta d \operatorname{logsumexp}(z)^2$$
 
-with $t = (1 - \\varepsilon) y + \\varepsilon \\sum y / K'$ over the $K'$ classes that
-are not masked by -inf, and $d = \\sum_k c_k y_k / \\sum_k y_k$.
+with $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ over the $K'$ classes that
+are not masked by -inf, and $d = \sum_k c_k y_k / \sum_k y_k$.
 """
 
 from dataclasses import dataclass

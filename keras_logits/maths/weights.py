@@ -38,8 +38,8 @@ def check_class_weight(class_weight: Any, name: str) -> None:
     known = not by_class or all(isinstance(key, Integral) for key in class_weight)
     if not good or not known or isinstance(class_weight, str):
         raise ValueError(
-            f"`{name}` must be a list of numbers, one for each class, or a dict {{class "
-            "id: number}, none of them negative or infinite. Received: "
+            f"`{name}` must be a list of numbers, one for each class, or a dict {{id: "
+            "number}, none of them negative or infinite. Received: "
             f"{name}={class_weight!r}. Write 0.0 for a class that is not to count, and "
             "1.0 for one that counts as before."
         )

@@ -54,9 +54,7 @@ class LogitsLoss:
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
         task = self._task(y_true, y_pred)
-        given = position_weights(
-            task.positions, sample_weight, mask, task.not_ignored
-        )
+        given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
         weights = reduced(
             given, task.mass, self._reduction, kernels.total_over_replicas
         )
@@ -172,7 +170,7 @@ class SoftmaxCrossEntropy(LogitsLoss):
         super().__init__(
             from_logits=from_logits, reduction=reduction, name=name, dtype=dtype
         )
-        self._options = SoftmaxOptions(
+        self._options: SoftmaxOptions = SoftmaxOptions(
             class_weight, label_smoothing, focal_gamma, z_loss, ignore_index, axis
         )
 
@@ -249,7 +247,7 @@ class SigmoidCrossEntropy(LogitsLoss):
         super().__init__(
             from_logits=from_logits, reduction=reduction, name=name, dtype=dtype
         )
-        self._options = SigmoidOptions(
+        self._options: SigmoidOptions = SigmoidOptions(
             class_weight, pos_weight, label_smoothing, focal_gamma, ignore_index, axis
         )
 
@@ -271,8 +269,8 @@ def _cast(scores: Tensor, dtype: str) -> Tensor:
     cast = ops.cast(scores, wanted)
     if keras.backend.standardize_dtype(cast.dtype) != wanted:
         raise ValueError(
-            f"`dtype` must be one that the backend computes in. Received: dtype={dtype!r}"
-            f" where {keras.config.backend()} gives {cast.dtype}. Write "
+            f"`dtype` must be one that the backend computes in. Received: "
+            f"dtype={dtype!r} where {keras.config.backend()} gives {cast.dtype}. Write "
             "jax.config.update('jax_enable_x64', True) before anything else, or leave "
             "dtype out."
         )
