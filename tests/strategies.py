@@ -278,7 +278,7 @@ class Problem:
                 value = ops.reshape(value, (-1,))
                 upstream = ops.cast(self.upstream.ravel(), value.dtype)
                 return value, ops.sum(value * upstream)
-            assert not value.shape
+            assert tuple(value.shape) == ()
             return value, value
 
         value, gradient = derived(value_and_sum, self.logits, mode)
@@ -308,9 +308,7 @@ class Problem:
         if self.reduction is None:
             floor, own = own, own * self.upstream.ravel()
         finite = np.where(np.isfinite(solution.value), np.abs(solution.value), 0.0)
-        return Solution(
-            steps * EPS * (finite + floor), (steps * EPS * own)[:, None]
-        )
+        return Solution(steps * EPS * (finite + floor), (steps * EPS * own)[:, None])
 
     @property
     def heaviest(self):
@@ -483,8 +481,10 @@ def unit_labels(rng, shape, kind, ignored):
     if kind != "distributions":
         labels = labels < 0.4
     labels = labels.astype("float32" if kind == "distributions" else "int32")
-    return labels if ignored is None else np.where(
-        rng.random(shape) < 0.3, np.array(ignored, labels.dtype), labels
+    return (
+        labels
+        if ignored is None
+        else np.where(rng.random(shape) < 0.3, np.array(ignored, labels.dtype), labels)
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from strategies import (
     BY_WEIGHT,
     MEAN,
@@ -154,7 +155,9 @@ def test_a_reduction_equals_the_values_reduced_by_hand(problem):
 
 
 @repeatable()
-@given(problems(activation="sigmoid", pos_weight=(None, "number"), reduction=(MEAN, "sum")))
+@given(
+    problems(activation="sigmoid", pos_weight=(None, "number"), reduction=(MEAN, "sum"))
+)
 def test_independent_units_equal_positions_of_one_unit(problem):
     weights = np.where(problem.known, problem.weights[:, None] * problem.per_class, 0.0)
     if problem.reduction == "sum":
@@ -209,7 +212,7 @@ def test_options_of_zero_equal_the_plain_loss(problem):
         terms = np.where(y > 0, y * yes, 0.0) + np.where(y < 1, (1 - y) * no, 0.0)
         terms = np.where(problem.known, terms, 0.0) * problem.per_class
         terms = np.where(problem.per_class > 0, terms, 0.0)
-        slopes = (np.exp(-no) - y) * problem.known * problem.per_class
+        slopes = (np.exp(-yes) - y) * problem.known * problem.per_class
     else:
         y = by_rows(problem.as_one_hot().labels, problem.axis) * problem.per_class
         closed = np.isneginf(z)
@@ -240,7 +243,7 @@ def test_a_loss_is_linear_in_the_z_loss(problem):
 
 
 def assert_linear(problem, option):
-    """With option x a loss is that with 0, plus x times its difference from that with 1.
+    """With option x a loss is that with 0, plus x times the difference of that with 1.
 
     At 0 the option is absent, and other code runs.
     """

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(
 PROGRAM = """
 import contextlib, json
 import keras, numpy as np, tensorflow as tf
-from keras_logits import LogitsHead, MarkLogits, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from keras_logits import (LogitsHead, MarkLogits, SigmoidCrossEntropy,
+    SoftmaxCrossEntropy)
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 two = [tf.config.LogicalDeviceConfiguration()] * 2

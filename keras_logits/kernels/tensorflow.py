@@ -56,7 +56,8 @@ def _by_scores(
 
     @tf.custom_gradient
     def run(scores: Tensor, weights: Tensor, labels: Tensor) -> Any:
-        value, saved = _compiled(formula, summed)(labels, scores, weights, *constants)
+        arguments = (labels, scores, weights, *constants)
+        value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
 
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
             gradient = _derived_again(formula, constants)(
@@ -109,9 +110,19 @@ def _by_the_rest(
     return run
 
 
+def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
+    return tuple(None if x is None else x.shape.rank for x in tensors)
+
+
 @functools.cache
-def _compiled(formula: Formula, summed: bool) -> Callable[..., Any]:
-    """Value and gradient: by XLA, unless the batch is too small to pay."""
+def _compiled(
+    formula: Formula, summed: bool, ranks: tuple[int | None, ...]
+) -> Callable[..., Any]:
+    """Value and gradient: by XLA, unless the batch is too small to pay.
+
+    One for all sizes, but for each set of ranks: a trace that TensorFlow relaxed from
+    two of them would know no rank at all.
+    """
 
     def run(labels: Tensor, scores: Tensor, weights: Tensor, *constants: Any) -> Any:
         losses, gradient = formula.evaluate(labels, scores, weights, *constants)

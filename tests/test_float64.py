@@ -1,0 +1,350 @@
+"""The losses against their formulas, written out in NumPy with more digits.
+
+The error of a loss and of its gradient may be that of the same formulas in the dtype of
+the logits, plus a few roundings. Logits have every scale, and shapes that nothing
+divides.
+"""
+
+from typing import NamedTuple
+
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_logits import (
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
+
+BACKEND = keras.config.backend()
+WIDER = {"float32": "float64", "float64": "longdouble"}
+ROUNDINGS = 8  # of numbers of the scale of a value: a sum, a logarithm, a division
+SCALES = (1.0, 30.0, 1e4)
+
+
+# The formulas
+
+
+class Answer(NamedTuple):
+    """Values, their gradients, and the size of what a gradient is a difference of."""
+
+    values: np.ndarray
+    gradient: np.ndarray
+    pull: np.ndarray
+    mass: np.ndarray
+
+
+def softmax_by_hand(
+    y, z, class_weight=None, label_smoothing=0.0, focal_gamma=0.0, z_loss=0.0
+):
+    """Of distributions, with the classes last, in the dtype of the logits."""
+    y = y.astype(z.dtype)
+    c = per_class(class_weight, z)
+    masked = np.isneginf(z)
+    mass = y.sum(-1, keepdims=True)
+    share = mass / np.maximum(np.sum(~masked, -1, keepdims=True), 1)
+    t = (1 - label_smoothing) * y + label_smoothing * share * ~masked
+    d = np.where(mass == 0, 1, (c * y).sum(-1, keepdims=True) / np.where(mass, mass, 1))
+
+    # The largest term of the sum is 1 and stays apart: what is lost beside a 1 counts.
+    top = np.arange(z.shape[-1]) == z.argmax(-1)[..., None]
+    highest = np.where(masked.all(-1), 0, z.max(-1))[..., None]
+    e = np.exp(z - highest)
+    others = np.where(top, 0, e).sum(-1, keepdims=True)
+    tail = np.log1p(others)
+    p = e / (1 + others)
+    log_p = np.where(top & ~masked, -tail, z - highest - tail)
+    rest = np.where(top & ~masked, others / (1 + others), 1 - p)
+
+    factor = rest**focal_gamma
+    terms = np.where(t * c > 0, -c * t * factor * log_p, 0)
+    lse = highest + tail
+    values = terms.sum(-1, keepdims=True) + z_loss * d * lse**2
+    # (1 - p)^gamma log p, derived by log p: log p / (1 - p) is -1 where p is 1.
+    ratio = np.where(rest > 0, log_p / np.where(rest > 0, rest, 1), -1)
+    slopes = c * t * (factor - focal_gamma * factor * np.where(p > 0, p * ratio, 0))
+    pull = slopes.sum(-1, keepdims=True) + 2 * z_loss * d * lse
+    gradient = np.where(masked, 0, p * pull - slopes)
+    size = np.abs(slopes).sum(-1, keepdims=True) + 2 * z_loss * d * np.abs(lse)
+    return Answer(values[..., 0], gradient, size[..., 0], d[..., 0])
+
+
+def sigmoid_by_hand(
+    y, z, class_weight=None, pos_weight=1.0, label_smoothing=0.0, focal_gamma=0.0
+):
+    """One value for each unit, with the units last, in the dtype of the logits."""
+    y, c = y.astype(z.dtype), per_class(class_weight, z)
+    pos_weight = np.asarray(pos_weight, z.dtype)
+    t = (1 - label_smoothing) * y + label_smoothing / 2
+    tail = np.log1p(np.exp(-np.abs(z)))
+    log_s, log_r = np.minimum(z, 0) - tail, np.minimum(-z, 0) - tail
+    s, r = np.exp(log_s), np.exp(log_r)
+    m1, m0 = np.exp(focal_gamma * log_r), np.exp(focal_gamma * log_s)
+
+    def product(factor, log):
+        return np.where(factor > 0, factor * log, 0)
+
+    values = -c * (product(pos_weight * t * m1, log_s) + product((1 - t) * m0, log_r))
+    by_s = m1 * (r - focal_gamma * product(s, log_s))
+    by_r = m0 * (s - focal_gamma * product(r, log_r))
+    gradient = c * ((1 - t) * by_r - pos_weight * t * by_s)
+    size = c * ((1 - t) * by_r + pos_weight * t * by_s)
+    return Answer(values, gradient, size, c + np.zeros_like(z))
+
+
+def per_class(weights, z):
+    if isinstance(weights, dict):
+        weights = [weights.get(k, 1.0) for k in range(z.shape[-1])]
+    return np.ones(z.shape[-1], z.dtype) if weights is None else np.array(weights, z.dtype)
+
+
+# The problems
+
+
+class Family(NamedTuple):
+    function: object
+    loss: object
+    by_hand: object
+    options: dict
+
+
+CLASS_WEIGHT = {0: 0.0, 2: 3.0, 5: 0.25}
+SOFTMAX = Family(
+    softmax_cross_entropy,
+    SoftmaxCrossEntropy,
+    softmax_by_hand,
+    {
+        "plain": {},
+        "class_weight": {"class_weight": CLASS_WEIGHT},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "focal_gamma": {"focal_gamma": 2.0},
+        "flat focal_gamma": {"focal_gamma": 0.5},
+        "z_loss": {"z_loss": 1e-3},
+        "all": {
+            "class_weight": CLASS_WEIGHT,
+            "label_smoothing": 0.2,
+            "focal_gamma": 1.5,
+            "z_loss": 1e-4,
+        },
+    },
+)
+SIGMOID = Family(
+    sigmoid_cross_entropy,
+    SigmoidCrossEntropy,
+    sigmoid_by_hand,
+    {
+        "plain": {},
+        "class_weight": {"class_weight": CLASS_WEIGHT},
+        "pos_weight": {"pos_weight": 5.0},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "focal_gamma": {"focal_gamma": 2.0},
+        "flat focal_gamma": {"focal_gamma": 0.5},
+        "all": {
+            "class_weight": CLASS_WEIGHT,
+            "pos_weight": [0.0, 0.5, *range(9)],
+            "label_smoothing": 0.2,
+            "focal_gamma": 1.5,
+        },
+    },
+)
+WHAT = {
+    "ids": (SOFTMAX, "ids"),
+    "distributions": (SOFTMAX, "distributions"),
+    "units": (SIGMOID, "units"),
+}
+ALL = [(what, name) for what, (family, _) in WHAT.items() for name in family.options]
+FEW = [(what, name) for what in WHAT for name in ("plain", "all")]
+SHAPES = {
+    "ids": ((7, 11), -1),
+    "distributions": ((3, 13, 5), 1),
+    "units": ((3, 11, 5), 1),
+}
+
+
+class Problem:
+    """Logits of every scale, with their labels and options."""
+
+    def __init__(self, what, name, dtype="float32"):
+        self.family, form = WHAT[what]
+        self.options, self.dtype = self.family.options[name], dtype
+        shape, self.axis = SHAPES[what]
+        rng = np.random.default_rng(0)
+        scale = np.resize(SCALES, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
+        self.logits = as_dtype(scale * rng.normal(size=shape), dtype)
+        last = self.last(self.logits)
+        ids = rng.integers(0, last.shape[-1], last.shape[:-1])
+        # Few distributions sum to 1, some to 0, and some are certain.
+        self.dense = rng.random(last.shape) * (rng.random(last.shape) < 0.5)
+        self.dense[..., 0] = self.dense[..., 0] > 0
+        self.dense[1] = 0.0
+        self.dense = self.dense.astype("float32")
+        if form == "ids":
+            self.labels, self.dense = ids, np.eye(last.shape[-1], dtype="float32")[ids]
+        else:
+            self.labels = np.moveaxis(self.dense, -1, self.axis)
+        self.upstream = rng.uniform(0.5, 2.0, last.shape[:-1]).astype("float32")
+        self.weights = rng.choice([0.0, 0.5, 2.0], last.shape[:-1]).astype("float32")
+
+    def last(self, array):
+        return np.moveaxis(array, self.axis, -1)
+
+    def by_hand(self, dtype):
+        return self.family.by_hand(
+            self.dense, self.last(self.logits).astype(dtype), **self.options
+        )
+
+    def computed_in(self):
+        return "float64" if self.dtype == "float64" else "float32"
+
+
+def as_dtype(array, dtype):
+    return array.astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def solve(function, problem):
+    """The first result of a function, and the gradient of the second by the logits."""
+    z = problem.logits
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        z = tf.constant(z)
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            values, total = function(z)
+        gradient = tape.gradient(total, z)
+    elif BACKEND == "jax":
+        import jax
+
+        run = jax.jit(jax.grad(lambda z: function(z)[::-1], has_aux=True))
+        gradient, values = run(jax.numpy.asarray(z))
+    else:
+        import torch
+
+        z = torch.tensor(z.astype("float64")).to(getattr(torch, problem.dtype))
+        z.requires_grad_()
+        values, total = function(z)
+        (gradient,) = torch.autograd.grad(total, z)
+    assert keras.backend.standardize_dtype(values.dtype) == problem.computed_in()
+    assert keras.backend.standardize_dtype(gradient.dtype) == problem.dtype
+    values, gradient = (
+        ops.convert_to_numpy(ops.cast(x, problem.computed_in()))
+        for x in (ops.stop_gradient(values), gradient)
+    )
+    return values, problem.last(gradient)
+
+
+def assert_as_good(found, name, exact, obvious, scale, dtype, problem=None):
+    """Its error is at most that of the obvious code, plus a few roundings."""
+    with np.errstate(invalid="ignore"):  # inf - inf
+        bound = np.abs(obvious - exact) + ROUNDINGS * np.finfo(dtype).eps * scale
+        if problem is not None and problem.dtype != dtype:
+            stored = ml_dtypes.finfo(as_dtype(np.zeros(0), problem.dtype).dtype)
+            bound = bound + float(stored.eps) * np.abs(exact) + float(stored.tiny)
+        good = (found == exact) | (np.abs(found - exact) <= bound)
+    worst = np.max(np.where(good, 0, np.abs(found - exact) / bound), initial=0)
+    assert found.shape == exact.shape
+    assert good.all(), f"{name}: {worst:.3g} times what is allowed"
+
+
+def assert_values_and_gradient(problem, found, weights, reduce):
+    """By hand: `weights` times the values, of which the gradient is the sum's."""
+    dtype = problem.computed_in()
+    exact, obvious = problem.by_hand(WIDER[dtype]), problem.by_hand(dtype)
+
+    def weighted(answer, values, gradient):
+        w = weights(answer).astype(answer.values.dtype)
+        wide = w if answer.values.ndim == gradient.ndim else w[..., None]
+        return reduce(answer, values), wide * gradient
+
+    value, gradient = weighted(exact, exact.values, exact.gradient)
+    plain_value, plain_gradient = weighted(obvious, obvious.values, obvious.gradient)
+    pull = exact.pull if exact.pull.ndim == gradient.ndim else exact.pull[..., None]
+    scale, slope = weighted(exact, np.abs(exact.values) + exact.pull, pull)
+    assert_as_good(found[0], "value", value, plain_value, scale, dtype)
+    assert_as_good(
+        found[1], "gradient", gradient, plain_gradient, slope, dtype, problem
+    )
+
+
+def assert_the_function_is_right(problem):
+    """One value for each position, with an upstream gradient that is not 1."""
+    upstream = problem.upstream
+    if problem.family is SIGMOID:
+        upstream = np.repeat(upstream[..., None], problem.dense.shape[-1], -1)
+    moved = upstream
+    if problem.family is SIGMOID:
+        moved = np.moveaxis(upstream, -1, problem.axis)
+
+    def function(z):
+        values = problem.family.function(
+            problem.labels, z, axis=problem.axis, **problem.options
+        )
+        return values, ops.sum(values * ops.cast(moved, values.dtype))
+
+    values, gradient = solve(function, problem)
+    if problem.family is SIGMOID:
+        values = problem.last(values)
+    assert_values_and_gradient(
+        problem, (values, gradient), lambda answer: upstream, lambda answer, v: v
+    )
+
+
+def assert_the_loss_is_right(problem):
+    """The mean with weights, of everything at once."""
+    loss = problem.family.loss(True, axis=problem.axis, **problem.options)
+
+    def function(z):
+        value = loss(problem.labels, z, problem.weights)
+        return value, value
+
+    def share(answer):
+        w = problem.weights.astype(answer.values.dtype)
+        w = w[..., None] if problem.family is SIGMOID else w
+        return w / np.sum(w * answer.mass)
+
+    def mean(answer, values):
+        return np.sum(share(answer) * values)
+
+    assert_values_and_gradient(problem, solve(function, problem), share, mean)
+
+
+@pytest.fixture
+def double():
+    """JAX computes in float64 only where it is told to."""
+    if BACKEND != "jax":
+        yield
+        return
+    import jax
+
+    with jax.enable_x64(True):
+        yield
+
+
+# The tests
+
+
+@pytest.mark.parametrize(("what", "name"), ALL)
+def test_a_function_is_as_accurate_as_the_obvious_code(what, name):
+    assert_the_function_is_right(Problem(what, name))
+
+
+@pytest.mark.parametrize(("what", "name"), ALL)
+def test_a_loss_is_as_accurate_as_the_obvious_code(what, name):
+    assert_the_loss_is_right(Problem(what, name))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("what", "name"), FEW)
+def test_half_precision_is_computed_in_float32(what, name, dtype):
+    assert_the_function_is_right(Problem(what, name, dtype))
+    assert_the_loss_is_right(Problem(what, name, dtype))
+
+
+@pytest.mark.parametrize(("what", "name"), FEW)
+def test_float64_keeps_its_digits(double, what, name):
+    assert_the_function_is_right(Problem(what, name, "float64"))
+    assert_the_loss_is_right(Problem(what, name, "float64"))
