@@ -141,7 +141,8 @@ class SoftmaxFormula:
         parts = _softmax(z, self.axis)
         target = ops.take_along_axis(parts.shifted, ids, axis=self.axis)
         unreachable = ops.equal(target, -float("inf"))
-        loss = ops.where(unreachable, float("inf"), mass * (parts.log_total - target))
+        lost = ops.where(mass > 0, ops.full_like(mass, float("inf")), mass)
+        loss = ops.where(unreachable, lost, mass * (parts.log_total - target))
         slope = mass
         if self.z_loss:
             lse = parts.shift + parts.log_total
