@@ -1,7 +1,11 @@
 """Logits done right for Keras: a head marks them, and the losses read the mark."""
 
 from keras_logits._version import __version__
-from keras_logits.functions import sigmoid_cross_entropy, softmax_cross_entropy
+from keras_logits.functions import (
+    linear_softmax_cross_entropy,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
 from keras_logits.keras3 import (
     LogitsHead,
     MarkLogits,
@@ -16,6 +20,7 @@ __all__ = [
     "SigmoidCrossEntropy",
     "SoftmaxCrossEntropy",
     "__version__",
+    "linear_softmax_cross_entropy",
     "logit",
     "probabilities",
     "sigmoid_cross_entropy",

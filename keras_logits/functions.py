@@ -2,14 +2,20 @@
 
 from keras import ops
 
-from keras_logits._typing import ClassWeight, Tensor
+from keras_logits import kernels
+from keras_logits._typing import ClassWeight, Reduction, Tensor
+from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.links import as_float
-from keras_logits.maths.weights import position_weights
+from keras_logits.maths.squash import Squash
+from keras_logits.maths.weights import check_reduction, position_weights, reduced
 from keras_logits.tasks import (
     SigmoidOptions,
     SigmoidTask,
     SoftmaxOptions,
     SoftmaxTask,
+    check_linear,
+    check_memory_budget,
+    check_positive,
     check_result,
 )
 
@@ -135,6 +141,111 @@ def sigmoid_cross_entropy(
     values = task.per_unit(task.positions)
     check_result(task, values, task.positions)
     return ops.reshape(values, ops.shape(logits))
+
+
+def linear_softmax_cross_entropy(
+    features: Tensor,
+    kernel: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    class_weight: ClassWeight | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int | None = None,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    transpose_kernel: bool = False,
+    reduction: Reduction | None = "mean_with_sample_weight",
+    memory_budget: int | None = None,
+) -> Tensor:
+    r"""Softmax cross-entropy from features and kernel, never holding the logits.
+
+    Equals the mean over positions, by their weights, of
+
+    `softmax_cross_entropy(labels, squash(features @ kernel + bias), ...)`
+
+    with `squash(a) = softcap * tanh(a / softcap) / temperature`. The logits of a
+    language model are its largest tensor: here those of one chunk of tokens exist at a
+    time. A scalar result comes with its gradients, for three products in all, as many
+    as the plain form needs; one value for each position needs a fourth, on the way
+    back. Positions of weight 0 are left out of all products.
+
+    Args:
+        features: `[..., D]`, floating. The products are accumulated in float32.
+        kernel: `[D, V]`, or `[V, D]` with `transpose_kernel`.
+        labels: `[...]` class ids from 0 to V - 1, or `[..., V]` distributions.
+        bias: `[V]`, added to the scores.
+        sample_weight: the weight of each position, `[...]` or its leading axes.
+        class_weight: a list over the classes or a dict of some of them.
+        label_smoothing: the share of each label that is spread evenly.
+        focal_gamma: how much easy positions are played down.
+        z_loss: the weight of the penalty on the logits' logsumexp.
+        ignore_index: positions with this label do not count.
+        softcap: the bound of the logits before temperature; None for no bound.
+        temperature: the divisor of the logits.
+        transpose_kernel: True for a kernel `[V, D]`, as the matrix of an `Embedding`.
+        reduction: as for `SoftmaxCrossEntropy`; None for one value per position.
+        memory_budget: bytes for the logits that are held at a time; None for 256 MiB.
+
+    Returns:
+        A scalar in nats, or `[...]` under `reduction=None`; float32 (float64 for
+        float64 features). Gradients by features, kernel, bias and weights; those by
+        the kernel are summed in float32 whatever its dtype.
+
+    Raises:
+        ValueError: if shapes do not fit, or an option is out of its range; in eager
+            code, if a label is out of range; if a gradient is differentiated again.
+
+    Example:
+        >>> linear_softmax_cross_entropy([[1.0, 0.0]], [[0.0, 2.0], [1.0, 1.0]], [1])
+        0.126928
+
+    Source:
+        E. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
+        arXiv:2411.09009; the gradient in the forward pass: Hsu et al., "Liger Kernel:
+        Efficient Triton Kernels for LLM Training", arXiv:2410.10989.
+
+    See also:
+        `SoftmaxCrossEntropy`, which does this by itself behind a `LogitsHead`.
+    """
+    options = SoftmaxOptions(
+        class_weight, label_smoothing, focal_gamma, z_loss, ignore_index
+    )
+    check_reduction(reduction)
+    check_memory_budget(memory_budget)
+    check_positive("softcap", softcap, optional=True)
+    check_positive("temperature", temperature)
+    features, kernel = as_float(features), as_float(kernel)
+    bias = None if bias is None else as_float(bias)
+    check_linear(features, kernel, bias, transpose_kernel)
+    linear = LinearLogits(
+        Linear(features, kernel, bias),
+        Squash(softcap, temperature),
+        transpose_kernel,
+        memory_budget,
+    )
+    return reduced_loss(
+        SoftmaxTask(labels, linear, options), sample_weight, None, reduction
+    )
+
+
+def reduced_loss(
+    task: SoftmaxTask | SigmoidTask,
+    sample_weight: Tensor | None,
+    mask: Tensor | None,
+    reduction: Reduction | None,
+) -> Tensor:
+    """The weighted losses of a task as a scalar, or as one value for each position."""
+    given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
+    weights = reduced(given, task.mass, reduction, kernels.total_over_replicas)
+    if reduction != "mean_with_sample_weight" and task.scale is not None:
+        weights = weights * task.scale
+    value = task.weighted(weights, summed=reduction not in (None, "none"))
+    check_result(task, value, given.values, reduction)
+    return value
 
 
 def losses_of(task: SoftmaxTask | SigmoidTask) -> Tensor:

@@ -18,8 +18,8 @@ from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import ClassWeight, Tensor
 from keras_logits.maths import diagnosis
 from keras_logits.maths.labels import class_labels, known_rank, unit_labels
-from keras_logits.maths.links import at_least_float32
-from keras_logits.maths.shapes import fixed
+from keras_logits.maths.links import accurate_dtype
+from keras_logits.maths.shapes import fixed, sizes
 from keras_logits.maths.sigmoid import SigmoidFormula
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.weights import (
@@ -38,6 +38,53 @@ def check_number(name: str, value: Any, highest: float = math.inf) -> float:
             f" Write {name}=0.0 to do without it."
         )
     return float(value)
+
+
+def check_positive(name: str, value: Any, optional: bool = False) -> None:
+    if value is None and optional:
+        return
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if number and 0 < float(value) < math.inf:
+        return
+    neutral = "None" if optional else "1.0"
+    raise ValueError(
+        f"`{name}` must be a finite number above 0. Received: {name}={value!r}. "
+        f"Write {name}={neutral} to do without it."
+    )
+
+
+def check_memory_budget(memory_budget: Any) -> None:
+    if memory_budget is None:
+        return
+    whole = isinstance(memory_budget, int) and not isinstance(memory_budget, bool)
+    if not whole or memory_budget < 1:
+        raise ValueError(
+            "`memory_budget` must be a number of bytes, or None. Received: "
+            f"memory_budget={memory_budget!r}. Write memory_budget=2**28 for 256 MiB."
+        )
+
+
+def check_linear(
+    features: Tensor, kernel: Tensor, bias: Tensor | None, transposed: bool
+) -> None:
+    """Refuses a kernel or a bias that does not fit the features."""
+    inner, outer = (1, 0) if transposed else (0, 1)
+    rank = len(kernel.shape)
+    if rank != 2 or kernel.shape[inner] != features.shape[-1]:
+        form = "[V, D]" if transposed else "[D, V]"
+        other = "False" if transposed else "True"
+        raise ValueError(
+            f"`kernel` must be {form} for features [..., D]. Received: features of "
+            f"shape {tuple(features.shape)} and a kernel of shape "
+            f"{tuple(kernel.shape)}, with transpose_kernel={transposed}. Write "
+            f"transpose_kernel={other} if its axes are the other way round."
+        )
+    if bias is not None and tuple(bias.shape) != (kernel.shape[outer],):
+        raise ValueError(
+            f"`bias` must have one value for each class. Received: a bias of shape "
+            f"{tuple(bias.shape)} and a kernel of shape {tuple(kernel.shape)}. Write a "
+            f"bias of shape ({kernel.shape[outer]},)."
+        )
 
 
 def check_ignore_index(ignore_index: Any) -> None:
@@ -134,7 +181,7 @@ class SoftmaxTask:
             z_loss=float(options.z_loss),
             from_probabilities=from_probabilities,
         )
-        self.positions = _ones(fixed(ops.shape(scores), axis), scores)
+        self.positions = _ones(fixed(sizes(scores), axis), scores)
         self.per_class, self.mass, self.scale = None, None, None
         if options.class_weight is not None:
             values = class_weights(options.class_weight, self.classes, "class_weight")
@@ -249,7 +296,7 @@ class SigmoidTask:
 
 
 def _ones(shape: list[Tensor], scores: Tensor) -> Tensor:
-    return ops.ones(shape, dtype=at_least_float32(ops.zeros((), scores.dtype)).dtype)
+    return ops.ones(shape, dtype=accurate_dtype(scores.dtype))
 
 
 def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:

@@ -8,15 +8,34 @@ returns the weighted losses of all positions, or their sum, such that
   pass: backward is one multiplication;
 - that gradient can be differentiated again, to any order;
 - weights and floating labels get their gradients too, when somebody asks for them.
+
+Where the scores are `LinearLogits`, the logits are never made as a whole. Gradients are
+then those by features, kernel, bias and weights, and cannot be differentiated again.
 """
 
-from collections.abc import Hashable
-from typing import Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.maths.links import accurate_dtype
+from keras_logits.maths.shapes import Shape, static_shape
 from keras_logits.maths.softmax import Evaluated
+from keras_logits.maths.squash import Squash
+
+NO_SECOND_DERIVATIVE = (
+    "`fused` gives gradients that cannot be differentiated again, since the logits are "
+    "never held. Received: a second derivative through a fused pass. Write fused=False "
+    "in the loss; in a loop of your own, softmax_cross_entropy(labels, logits)."
+)
+
+
+NO_GRADIENT_BY_LABELS = (
+    "`labels` get no gradient from a fused pass. Received: labels that are being "
+    "differentiated. Write fused=False in the loss, or stop_gradient(labels)."
+)
 
 
 class Formula(Hashable, Protocol):
@@ -29,6 +48,61 @@ class Formula(Hashable, Protocol):
     def over_scores(self, per_loss: Tensor) -> Tensor: ...
 
     def over_losses(self, per_score: Tensor) -> Tensor: ...
+
+
+class Linear(NamedTuple):
+    """What scores are computed from: `features @ kernel + bias`."""
+
+    features: Tensor
+    kernel: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLogits:
+    """Logits as the recipe for them: `squash(features @ kernel + bias)`.
+
+    Args:
+        linear: features `[..., D]`, kernel `[D, V]`, and bias `[V]` or None.
+        squash: soft-cap and temperature.
+        transposed: whether the kernel is `[V, D]`, as the matrix of an Embedding is.
+        memory_budget: bytes for the logits that are held at a time; None for a default.
+    """
+
+    linear: Linear
+    squash: Squash
+    transposed: bool = False
+    memory_budget: int | None = None
+
+    @property
+    def classes(self) -> int:
+        return int(self.linear.kernel.shape[0 if self.transposed else 1])
+
+    @property
+    def shape(self) -> Shape:
+        shape = static_shape(self.linear.features)
+        assert shape is not None  # noqa: S101
+        return (*shape[:-1], self.classes)
+
+    @property
+    def dtype(self) -> str:
+        return accurate_dtype(self.linear.features.dtype)
+
+    def sizes(self) -> list[Tensor]:
+        """The shape, with symbolic sizes where they are not known yet."""
+        return [*ops.shape(self.linear.features)[:-1], self.classes]
+
+
+def logits_of(
+    scores: LinearLogits, matmul: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The logits themselves, by a product that accumulates in float32."""
+    features, kernel, bias = scores.linear
+    kernel = ops.cast(kernel, features.dtype)
+    products = matmul(features, ops.transpose(kernel) if scores.transposed else kernel)
+    if bias is not None:
+        products = products + ops.cast(bias, products.dtype)
+    return scores.squash.logits(products)
 
 
 def counted(losses: Tensor, weights: Tensor) -> Tensor:

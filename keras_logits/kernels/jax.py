@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from keras_logits._typing import Tensor
-from keras_logits.kernels.contract import Formula, counted
+from keras_logits.kernels.contract import (
+    NO_GRADIENT_BY_LABELS,
+    NO_SECOND_DERIVATIVE,
+    Formula,
+    Linear,
+    counted,
+)
+from keras_logits.kernels.loop import NOTHING, LinearFormula, Verbs, Wanted, pass_over
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -86,6 +93,91 @@ def _weighted_jvp(
     return values, tangent
 
 
+@partial(jax.jit, static_argnums=(0, 5))
+def weighted_linear(
+    formula: LinearFormula,
+    labels: Tensor,
+    linear: Linear,
+    weights: Tensor,
+    class_weights: Tensor | None,
+    summed: bool,
+) -> Tensor:
+    return _linear(formula, summed, linear, weights, labels, class_weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linear(
+    formula: LinearFormula,
+    summed: bool,
+    linear: Linear,
+    weights: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None,
+) -> Tensor:
+    found = pass_over(formula, NOTHING, _VERBS, linear, labels, weights, class_weights)
+    values = counted(found.losses, weights)
+    return jnp.sum(values) if summed else values
+
+
+def _linear_forward(
+    formula: LinearFormula, summed: bool, *arguments: Any
+) -> tuple[Tensor, Any]:
+    linear, _, labels, _ = arguments
+    if labels.perturbed:
+        raise ValueError(NO_GRADIENT_BY_LABELS)
+    wanted = Wanted(*(x is not None and x.perturbed for x in linear))
+    values = jax.tree.map(lambda x: x.value, arguments)
+    linear, weights, labels, class_weights = _not_again(values)
+    found = pass_over(
+        formula,
+        wanted if summed else NOTHING,
+        _VERBS,
+        linear,
+        labels,
+        weights,
+        class_weights,
+    )
+    losses = counted(found.losses, weights)
+    if summed:
+        return jnp.sum(losses), (found, None, None)
+    # What is not wanted is told by its structure, which is known when this is traced.
+    asked = tuple(() if want else None for want in wanted)
+    return losses, (found, (linear, weights, labels, class_weights), asked)
+
+
+def _linear_backward(
+    formula: LinearFormula, summed: bool, saved: Any, upstream: Tensor
+) -> tuple[Any, ...]:
+    found, arguments, asked = saved
+    by_weights = upstream * found.losses
+    if summed:
+        gradients = [
+            None if g is None else (upstream.astype(g.dtype) * g) for g in found[1:]
+        ]
+    else:
+        wanted = Wanted(*(want is not None for want in asked))
+        linear, weights, labels, class_weights = arguments
+        weights = weights * upstream
+        gradients = pass_over(
+            formula, wanted, _VERBS, linear, labels, weights, class_weights
+        )[1:]
+    return Linear(*gradients), by_weights, None, None
+
+
+_linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _not_again(values: Any) -> Any:
+    """The values themselves, which refuse to be differentiated once more."""
+    return values
+
+
+@_not_again.defjvp
+def _not_again_jvp(primals: Any, tangents: Any) -> Any:
+    raise ValueError(NO_SECOND_DERIVATIVE)
+
+
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = jnp.promote_types(features.dtype, jnp.float32)
@@ -95,6 +187,17 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 def total_over_replicas(total: Tensor) -> Tensor:
     """The value itself: JAX shards one global computation, its sums are global."""
     return total
+
+
+def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    return into.at[rows].add(values)
+
+
+_VERBS = Verbs(matmul, _add_rows)
+
+
+def device() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "accelerator"
 
 
 def is_concrete(tensor: Tensor) -> bool:

@@ -7,7 +7,14 @@ and what the tests compare the bodies with.
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.kernels.contract import Formula, counted
+from keras_logits.kernels.contract import (
+    Formula,
+    Linear,
+    LinearLogits,
+    counted,
+    logits_of,
+)
+from keras_logits.kernels.loop import LinearFormula
 
 
 def weighted(
@@ -23,8 +30,25 @@ def weighted(
     return ops.sum(losses) if summed else losses
 
 
+def weighted_linear(
+    formula: LinearFormula,
+    labels: Tensor,
+    linear: Linear,
+    weights: Tensor,
+    class_weights: Tensor | None,
+    summed: bool,
+) -> Tensor:
+    scores = LinearLogits(linear, formula.squash, formula.transposed)
+    logits = logits_of(scores, matmul)
+    return weighted(formula.softmax, labels, logits, weights, (class_weights,), summed)
+
+
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     return ops.matmul(ops.cast(features, "float32"), ops.cast(kernel, "float32"))
+
+
+def device() -> str:
+    return "cpu"
 
 
 def total_over_replicas(total: Tensor) -> Tensor:

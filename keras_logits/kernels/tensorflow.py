@@ -12,14 +12,18 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record  # no public name tells what tapes watch
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
+    NO_SECOND_DERIVATIVE,
     Formula,
+    Linear,
     counted,
     gradient_of_scores,
     sum_of_losses,
 )
+from keras_logits.kernels.loop import NOTHING, LinearFormula, Verbs, Wanted, pass_over
 
 COMPILED_FROM = 2**15
 """Scores in a batch from which XLA pays.
@@ -57,7 +61,8 @@ def _by_scores(
     @tf.custom_gradient
     def run(scores: Tensor, weights: Tensor, labels: Tensor) -> Any:
         arguments = (labels, scores, weights, *constants)
-        value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
+        with record.stop_recording():
+            value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
 
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
             gradient = _derived_again(formula, constants)(
@@ -145,6 +150,80 @@ def _compiled(
     return choose
 
 
+def weighted_linear(
+    formula: LinearFormula,
+    labels: Tensor,
+    linear: Linear,
+    weights: Tensor,
+    class_weights: Tensor | None,
+    summed: bool,
+) -> Tensor:
+    """The losses of a fused pass; their gradients come with them if a tape watches.
+
+    A tape outside of the graph that this is traced in is not seen from here: then the
+    backward pass goes over all tokens again.
+    """
+    wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
+    at_once = wanted if summed else NOTHING
+    features, kernel, bias = linear
+    bias = () if bias is None else (bias,)
+
+    @tf.custom_gradient
+    def run(weights: Tensor, features: Tensor, kernel: Tensor, *bias: Tensor) -> Any:
+        given = Linear(features, kernel, bias[0] if bias else None)
+        with record.stop_recording():
+            run = _compiled_pass(formula, at_once)
+            found = run(given, labels, weights, class_weights)
+
+        def backward(upstream: Tensor) -> list[Tensor | None]:
+            gradients = found[1:]
+            up = upstream
+            if not any(at_once):
+                asked = wanted if any(wanted) else Wanted(True, True, bool(bias))
+                up = tf.ones((), upstream.dtype)
+                with record.stop_recording():
+                    again = _compiled_pass(formula, asked)
+                    batch = (given, labels, weights * upstream, class_weights)
+                    gradients = again(*batch)[1:]
+            by_linear = [
+                None if g is None else _not_again(tf.cast(up, g.dtype) * g, *given[:2])
+                for g in gradients[: 2 + len(bias)]
+            ]
+            return [upstream * found.losses, *by_linear]
+
+        values = counted(found.losses, weights)
+        return tf.reduce_sum(values) if summed else values, backward
+
+    value: Tensor = run(weights, features, kernel, *bias)
+    return value
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    return bool(record.should_record_backprop([tensor]))
+
+
+@tf.custom_gradient
+def _not_again(gradient: Tensor, *_: Tensor) -> Any:
+    """The gradient itself, which refuses to be differentiated once more."""
+
+    def backward(upstream: Tensor) -> None:
+        raise ValueError(NO_SECOND_DERIVATIVE)
+
+    return gradient, backward
+
+
+@functools.cache
+def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Callable[..., Any]:
+    verbs = Verbs(matmul, _add_rows)
+    run = functools.partial(pass_over, formula, wanted, verbs)
+    # By XLA always: TensorFlow's own loops copy what they add to at each step.
+    return tf.function(run, jit_compile=True, reduce_retracing=True)
+
+
+def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    return tf.tensor_scatter_nd_add(into, rows[:, None], values)
+
+
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = tf.float64 if features.dtype == tf.float64 else tf.float32
@@ -157,6 +236,10 @@ def total_over_replicas(total: Tensor) -> Tensor:
     if context is None or context.num_replicas_in_sync == 1:
         return total
     return context.all_reduce(tf.distribute.ReduceOp.SUM, total)
+
+
+def device() -> str:
+    return "accelerator" if tf.config.get_visible_devices("GPU") else "cpu"
 
 
 def is_concrete(tensor: Tensor) -> bool:

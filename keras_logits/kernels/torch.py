@@ -6,11 +6,15 @@ import torch
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
+    NO_GRADIENT_BY_LABELS,
+    NO_SECOND_DERIVATIVE,
     Formula,
+    Linear,
     counted,
     gradient_of_scores,
     sum_of_losses,
 )
+from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
@@ -131,6 +135,104 @@ def _of_class_ids(
     return Evaluated(losses, gradient.to(scores.dtype))
 
 
+def weighted_linear(
+    formula: LinearFormula,
+    labels: Tensor,
+    linear: Linear,
+    weights: Tensor,
+    class_weights: Tensor | None,
+    summed: bool,
+) -> Tensor:
+    return _Linear.apply(*linear, weights, labels, class_weights, formula, summed)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        *linear, weights, labels, class_weights, formula, summed = arguments
+        if ctx.needs_input_grad[4]:
+            raise ValueError(NO_GRADIENT_BY_LABELS)
+        wanted = Wanted(*ctx.needs_input_grad[:3])
+        at_once = wanted if summed else NOTHING
+        batch = (Linear(*linear), labels, weights, class_weights)
+        found = _pass_over(formula, at_once, *batch)
+        ctx.save_for_backward(*linear, weights, labels, class_weights, *found)
+        ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
+        values = counted(found.losses, weights)
+        return values.sum() if summed else values
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        *linear, weights, labels, class_weights = ctx.saved_tensors[:6]
+        losses, *gradients = ctx.saved_tensors[6:]
+        up = upstream
+        if not ctx.summed:
+            batch = (Linear(*linear), labels, weights * upstream, class_weights)
+            with torch.no_grad():
+                gradients = _pass_over(ctx.formula, ctx.wanted, *batch)[1:]
+            up = torch.ones((), dtype=upstream.dtype, device=upstream.device)
+        by_linear = [
+            None if g is None else _NotAgain.apply(up.to(g.dtype) * g, *linear[:2])
+            for g in gradients
+        ]
+        return *by_linear, upstream * losses, None, None, None, None
+
+
+class _NotAgain(torch.autograd.Function):
+    """The gradient itself, which refuses to be differentiated once more."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
+        return gradient
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise ValueError(NO_SECOND_DERIVATIVE)
+
+
+def _pass_over(
+    formula: LinearFormula,
+    wanted: Wanted,
+    linear: Linear,
+    labels: Tensor,
+    weights: Tensor,
+    class_weights: Tensor | None,
+) -> Found:
+    """The loop of `loop.py`, in place."""
+    features, kernel, bias = linear
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    used = kernel.to(features.dtype).to(dtype)
+    used = used.T if formula.transposed else used
+    losses = torch.zeros_like(weights)
+    sums = [
+        torch.zeros(x.shape, dtype=dtype, device=x.device) if want else None
+        for x, want in zip(linear, wanted, strict=True)
+    ]
+    by_features, by_kernel, by_bias = sums
+    for rows in weights.nonzero().squeeze(1).split(formula.plan.chunk):
+        x = features[rows].to(dtype)
+        scores = x @ used if bias is None else torch.addmm(bias.to(dtype), x, used)
+        logits = formula.squash.logits(scores)
+        batch = (labels[rows], logits, weights[rows])
+        found = _evaluate(formula.softmax, *batch, (class_weights,), any(wanted))
+        losses[rows] = found.losses
+        if not any(wanted):
+            continue
+        gradient = formula.squash.times_slope(found.gradient, logits)
+        if by_features is not None:
+            by_features[rows] = gradient @ used.T
+        if by_kernel is not None:
+            into = by_kernel.T if formula.transposed else by_kernel
+            into.addmm_(x.T, gradient)
+        if by_bias is not None:
+            by_bias += gradient.sum(0)
+    gradients = [
+        None if total is None else total.to(x.dtype)
+        for x, total in zip(linear, sums, strict=True)
+    ]
+    return Found(losses, *gradients)
+
+
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -139,6 +241,10 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 def total_over_replicas(total: Tensor) -> Tensor:
     return total
+
+
+def device() -> str:
+    return "accelerator" if torch.cuda.is_available() else "cpu"
 
 
 def is_concrete(tensor: Tensor) -> bool:

@@ -9,7 +9,14 @@ import keras
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.maths.shapes import Shape, agree, fixed, static_shape, without
+from keras_logits.maths.shapes import (
+    Shape,
+    agree,
+    fixed,
+    sizes,
+    static_shape,
+    without,
+)
 
 _WIDER = {"uint32": "int64", "uint64": "int64", "int64": "int64"}
 
@@ -112,5 +119,5 @@ def _of_unknown_rank(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor,
     # Generators, and traces that Keras relaxed after (B,) and then (B, 1), hide the
     # rank. The reshape fails at run time if the number of labels does not fit.
     if is_float(labels):
-        return ops.reshape(labels, ops.shape(logits)), False
-    return ops.reshape(labels, fixed(ops.shape(logits), axis)), True
+        return ops.reshape(labels, sizes(logits)), False
+    return ops.reshape(labels, fixed(sizes(logits), axis)), True

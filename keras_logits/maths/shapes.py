@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from keras import ops
+
 from keras_logits._typing import Tensor
 
 Shape = tuple[int | None, ...]
@@ -14,6 +16,13 @@ def static_shape(tensor: Tensor) -> Shape | None:
         return None
     # JAX has names, and no numbers, for sizes that are not known yet.
     return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def sizes(tensor: Tensor) -> list[Tensor]:
+    """The shape, with symbolic sizes where they are not known yet."""
+    if hasattr(tensor, "sizes"):  # a recipe for logits, which are never made
+        return list(tensor.sizes())
+    return list(ops.shape(tensor))
 
 
 def agree(one: Sequence[int | None], other: Sequence[int | None]) -> bool:

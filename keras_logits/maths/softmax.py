@@ -85,7 +85,7 @@ class SoftmaxFormula:
         """
         z = at_least_float32(scores)
         columns = self._along_classes(class_weights, z)
-        given, valid, mass = self._read(labels, z, columns)
+        given, valid, mass = self._read(labels, z.dtype, columns)
         usable = ops.logical_and(valid, ops.equal(weights, weights))
         w = ops.where(usable, weights, ops.zeros_like(weights))
         wide = ops.expand_dims(w, self.axis)
@@ -103,21 +103,21 @@ class SoftmaxFormula:
 
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""
-        z = at_least_float32(scores)
-        columns = self._along_classes(class_weights, z)
-        return ops.squeeze(self._read(labels, z, columns)[2], self.axis)
+        columns = self._along_classes(class_weights, scores)
+        read = self._read(labels, class_weights.dtype, columns)
+        return ops.squeeze(read[2], self.axis)
 
     def _read(
-        self, labels: Tensor, z: Tensor, columns: Tensor | None
+        self, labels: Tensor, dtype: str, columns: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Labels with the bad ones made harmless, which are good, and their mass d."""
         if self.ids:
             ids, valid = valid_class_ids(labels, self.classes)
             ids = ops.expand_dims(ids, self.axis)
             if columns is None:
-                return ids, valid, ops.ones_like(ids, dtype=z.dtype)
+                return ids, valid, ops.ones_like(ids, dtype=dtype)
             return ids, valid, ops.take(ops.reshape(columns, (-1,)), ids)
-        y = ops.cast(labels, z.dtype)
+        y = ops.cast(labels, dtype)
         good = ops.logical_and(y >= 0, y < float("inf"))
         good = ops.all(good, axis=self.axis, keepdims=True)
         y = ops.where(good, y, ops.zeros_like(y))
@@ -211,16 +211,14 @@ class SoftmaxFormula:
 
     def _class_ids(self, z: Tensor) -> Tensor:
         """0 to K - 1 along the class axis, 1 elsewhere."""
-        return self._along_classes(ops.arange(self.classes, dtype="int32"), z, "int32")
+        return self._along_classes(ops.arange(self.classes, dtype="int32"), z)
 
-    def _along_classes(
-        self, per_class: Tensor | None, z: Tensor, dtype: str | None = None
-    ) -> Tensor | None:
+    def _along_classes(self, per_class: Tensor | None, z: Tensor) -> Tensor | None:
         if per_class is None:
             return None
         shape = [1] * len(z.shape)
         shape[self.axis] = self.classes
-        return ops.reshape(ops.cast(per_class, dtype or z.dtype), shape)
+        return ops.reshape(per_class, shape)
 
 
 def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

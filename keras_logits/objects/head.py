@@ -1,7 +1,7 @@
 """The head: a last layer that computes logits and marks them."""
 
-import math
-from numbers import Integral, Real
+from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import keras
@@ -10,11 +10,15 @@ from keras import ops
 from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask, set_keras_mask
 from keras_logits._typing import Activation, Tensor
+from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.labels import is_float
 from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
+from keras_logits.maths.squash import Squash
+from keras_logits.objects.fusing import usable_kernel
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.objects.tied import Tie
 from keras_logits.provenance import Mark, mark
+from keras_logits.tasks import check_positive
 
 _RETURNS = ("logits", "probabilities")
 _OF_WEIGHTS = (
@@ -106,8 +110,8 @@ class LogitsHead:
     ) -> None:
         _check_units(units, check_activation(activation))
         _check_returns(returns)
-        _check_positive("softcap", softcap, optional=True)
-        _check_positive("temperature", temperature)
+        check_positive("softcap", softcap, optional=True)
+        check_positive("temperature", temperature)
         super().__init__(  # type: ignore[call-arg]
             activity_regularizer=activity_regularizer, **kwargs
         )
@@ -118,6 +122,7 @@ class LogitsHead:
         self.use_bias = use_bias
         self.softcap = None if softcap is None else float(softcap)
         self.temperature = float(temperature)
+        self._squash = Squash(self.softcap, self.temperature)
         self._tie = Tie(tied_to)
         self.kernel_initializer = get.initializers.get(kernel_initializer)
         self.bias_initializer = get.initializers.get(bias_initializer)
@@ -209,17 +214,32 @@ class LogitsHead:
 
     def logits_of(self, inputs: Tensor) -> Tensor:
         """The formula, on features of any rank."""
+        return kernels.logits_of(self._linear(inputs))
+
+    def recipe(
+        self, inputs: Tensor, memory_budget: int | None
+    ) -> tuple[LinearLogits | None, str | None]:
+        """What the logits are made of, or why a loss cannot make them itself."""
+        found = replace(self._linear(inputs), memory_budget=memory_budget)
+        features, kernel, _ = found.linear
+        shape = (features.shape[-1], self.units)
+        obstacle = usable_kernel(
+            kernel, shape[::-1] if found.transposed else shape, self.tied_to or self
+        )
+        return (found, None) if obstacle is None else (None, obstacle)
+
+    def _linear(self, inputs: Tensor) -> LinearLogits:
         inputs = ops.convert_to_tensor(inputs)
-        if not is_float(inputs):
+        own_dtype = getattr(self, "autocast", getattr(self, "_autocast", True))
+        if own_dtype or not is_float(inputs):
             inputs = ops.cast(inputs, self.compute_dtype)  # type: ignore[attr-defined]
-        logits = kernels.matmul(inputs, self._kernel_for(inputs))
-        if self.bias is not None:
-            logits = logits + ops.cast(self.bias, logits.dtype)
-        if self.softcap is not None:
-            logits = self.softcap * _tanh(logits / self.softcap)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        return logits
+        tied = self.tied_to
+        kernel = self.kernel if tied is None else tied.embeddings
+        linear = Linear(inputs, ops.convert_to_tensor(kernel), self._bias())
+        return LinearLogits(linear, self._squash, transposed=tied is not None)
+
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else ops.convert_to_tensor(self.bias)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.units)
@@ -260,11 +280,6 @@ class LogitsHead:
         head._tie = tie
         return head
 
-    def _kernel_for(self, inputs: Tensor) -> Tensor:
-        if self.tied_to is None:
-            return ops.cast(self.kernel, inputs.dtype)
-        return ops.transpose(ops.cast(self.tied_to.embeddings, inputs.dtype))
-
     def _check_tied(self, kernel_initializer: Any) -> None:
         check_same_keras(self, self.tied_to, "tied_to")
         if not hasattr(self.tied_to, "input_dim"):
@@ -300,15 +315,6 @@ class LogitsHead:
             )
 
 
-def _tanh(a: Tensor) -> Tensor:
-    """tanh, in float64 too, which that of Keras rounds to float32 on JAX."""
-    if accurate_dtype(a.dtype) == "float32":
-        return ops.tanh(a)
-    positive = a >= 0
-    e = ops.expm1(ops.where(positive, -2.0 * a, 2.0 * a))
-    return ops.where(positive, -e, e) / (e + 2.0)
-
-
 def _check_units(units: Any, activation: str) -> None:
     if not isinstance(units, Integral) or isinstance(units, bool) or units < 1:
         raise ValueError(
@@ -331,19 +337,6 @@ def _check_returns(returns: Any) -> str:
             "predict() gives probabilities."
         )
     return str(returns)
-
-
-def _check_positive(name: str, value: Any, optional: bool = False) -> None:
-    if value is None and optional:
-        return
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and 0 < float(value) < math.inf:
-        return
-    neutral = "None" if optional else "1.0"
-    raise ValueError(
-        f"`{name}` must be a finite number above 0. Received: {name}={value!r}. "
-        f"Write {name}={neutral} to do without it."
-    )
 
 
 def _last_size(input_shape: Any) -> int:

@@ -6,20 +6,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask
 from keras_logits._typing import Activation, ClassWeight, Reduction, Tensor
-from keras_logits.functions import losses_of
+from keras_logits.functions import losses_of, reduced_loss
 from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.weights import check_reduction, position_weights, reduced
-from keras_logits.objects.predictions import check_from_logits, read_scores
+from keras_logits.maths.weights import check_reduction
+from keras_logits.objects.fusing import (
+    check_fused,
+    linear_logits,
+)
+from keras_logits.objects.predictions import Scores, check_from_logits, read_scores
 from keras_logits.objects.same_keras import keras_of
 from keras_logits.tasks import (
     SigmoidOptions,
     SigmoidTask,
     SoftmaxOptions,
     SoftmaxTask,
-    check_result,
+    check_memory_budget,
 )
 
 
@@ -54,15 +57,7 @@ class LogitsLoss:
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
         task = self._task(y_true, y_pred)
-        given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
-        weights = reduced(
-            given, task.mass, self._reduction, kernels.total_over_replicas
-        )
-        if self._reduction != "mean_with_sample_weight" and task.scale is not None:
-            weights = weights * task.scale
-        value = task.weighted(weights, summed=self._reduction not in (None, "none"))
-        check_result(task, value, given.values, self._reduction)
-        return value
+        return reduced_loss(task, sample_weight, mask, self._reduction)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One loss for each position, neither weighted nor reduced."""
@@ -87,15 +82,13 @@ class LogitsLoss:
 
     def _task(self, y_true: Tensor, y_pred: Tensor) -> SoftmaxTask | SigmoidTask:
         scores = read_scores(self, y_pred, self._activation, self.from_logits)
-        values = scores.values
-        if self._given_dtype is not None:
-            values = _cast(values, self._given_dtype)
-        return self._new_task(y_true, values, scores.are_probabilities)
+        return self._new_task(y_true, scores)
+
+    def _cast(self, scores: Tensor) -> Tensor:
+        return scores if self._given_dtype is None else _cast(scores, self._given_dtype)
 
     @abstractmethod
-    def _new_task(
-        self, labels: Tensor, scores: Tensor, are_probabilities: bool
-    ) -> SoftmaxTask | SigmoidTask:
+    def _new_task(self, labels: Tensor, scores: Scores) -> SoftmaxTask | SigmoidTask:
         """The loss's task on one batch."""
 
 
@@ -130,6 +123,12 @@ class SoftmaxCrossEntropy(LogitsLoss):
         z_loss: weight of the penalty `logsumexp(logits)^2`.
         ignore_index: the class id of positions that do not count.
         axis: the axis of the classes.
+        fused: "auto" goes from the features to the loss without ever holding the
+            logits, where a `LogitsHead` made them and they are large (8192 classes and
+            more, in compiled code); True insists, and raises where that is not
+            possible; False never does.
+        memory_budget: bytes for the logits that a fused loss holds at a time; None for
+            256 MiB.
         reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
             "mean" (divides by the positions that are neither masked nor ignored),
             "sum", or None for one value per position.
@@ -163,21 +162,34 @@ class SoftmaxCrossEntropy(LogitsLoss):
         z_loss: float = 0.0,
         ignore_index: int | None = None,
         axis: int = -1,
+        fused: bool | str = "auto",
+        memory_budget: int | None = None,
         reduction: Reduction | None = "mean_with_sample_weight",
         name: str = "softmax_cross_entropy",
         dtype: Any = None,
     ) -> None:
+        check_fused(fused)
+        check_memory_budget(memory_budget)
         super().__init__(
             from_logits=from_logits, reduction=reduction, name=name, dtype=dtype
         )
         self._options: SoftmaxOptions = SoftmaxOptions(
             class_weight, label_smoothing, focal_gamma, z_loss, ignore_index, axis
         )
+        self.fused = fused
+        self.memory_budget = memory_budget
+        self._warned_of_plain = False
 
-    def _new_task(
-        self, labels: Tensor, scores: Tensor, are_probabilities: bool
-    ) -> SoftmaxTask:
-        return SoftmaxTask(labels, scores, self._options, are_probabilities)
+    def get_config(self) -> dict[str, Any]:
+        own = {"fused": self.fused, "memory_budget": self.memory_budget}
+        return {**super().get_config(), **own}
+
+    def _new_task(self, labels: Tensor, scores: Scores) -> SoftmaxTask:
+        linear = linear_logits(self, scores)
+        if linear is not None:
+            return SoftmaxTask(labels, linear, self._options)
+        values = self._cast(scores.values)
+        return SoftmaxTask(labels, values, self._options, scores.are_probabilities)
 
 
 class SigmoidCrossEntropy(LogitsLoss):
@@ -251,10 +263,9 @@ class SigmoidCrossEntropy(LogitsLoss):
             class_weight, pos_weight, label_smoothing, focal_gamma, ignore_index, axis
         )
 
-    def _new_task(
-        self, labels: Tensor, scores: Tensor, are_probabilities: bool
-    ) -> SigmoidTask:
-        return SigmoidTask(labels, scores, self._options, are_probabilities)
+    def _new_task(self, labels: Tensor, scores: Scores) -> SigmoidTask:
+        values = self._cast(scores.values)
+        return SigmoidTask(labels, values, self._options, scores.are_probabilities)
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -1,0 +1,140 @@
+"""The fused pass: from features to losses and gradients, a chunk of tokens at a time.
+
+One body for the backends that XLA compiles. It equals
+
+    losses, gradient = formula.evaluate(labels, squash(features @ kernel + bias), ...)
+
+with the gradient taken on to features, kernel and bias, but never holds the logits of
+more than one chunk. Tokens of weight 0 are left out of all products.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from keras import ops
+
+from keras_logits._typing import Tensor
+from keras_logits.kernels.contract import Linear
+from keras_logits.kernels.plan import Plan
+from keras_logits.maths.links import accurate_dtype
+from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.squash import Squash
+
+
+@dataclass(frozen=True)
+class LinearFormula:
+    """All that is fixed of a fused pass. Hashable: it keys compiled functions."""
+
+    softmax: SoftmaxFormula
+    squash: Squash
+    transposed: bool
+    plan: Plan
+
+
+class Wanted(NamedTuple):
+    """Which gradients somebody asks for."""
+
+    features: bool
+    kernel: bool
+    bias: bool
+
+
+NOTHING = Wanted(features=False, kernel=False, bias=False)
+
+
+class Verbs(NamedTuple):
+    """What `keras.ops` cannot say, from the backend's own file."""
+
+    matmul: Callable[[Tensor, Tensor], Tensor]  # accumulates in float32
+    add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]  # into[rows] += values
+
+
+class Found(NamedTuple):
+    """One loss for each token, 0 where its weight is 0, and the wanted gradients."""
+
+    losses: Tensor
+    features: Tensor | None
+    kernel: Tensor | None
+    bias: Tensor | None
+
+
+def pass_over(
+    formula: LinearFormula,
+    wanted: Wanted,
+    verbs: Verbs,
+    linear: Linear,
+    labels: Tensor,
+    weights: Tensor,
+    class_weights: Tensor | None,
+) -> Found:
+    """Losses, and the gradients of their weighted sum, of `[N, D]` features."""
+    features, kernel, bias = linear
+    dtype = accurate_dtype(features.dtype)
+    used = ops.cast(kernel, features.dtype)
+    used = ops.transpose(used) if formula.transposed else used
+    chunk = formula.plan.chunk
+    last = ops.shape(features)[0] - 1
+    # Tokens that count come first, and the loop ends where they do.
+    counts = ops.not_equal(weights, 0)
+    order = ops.argsort(ops.cast(ops.logical_not(counts), "int32"))
+    count = ops.sum(ops.cast(counts, "int32"))
+
+    def step(i: Tensor, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        place = i * chunk + ops.arange(chunk, dtype="int32")
+        rows = ops.take(order, ops.minimum(place, last), axis=0)
+        w = ops.take(weights, rows, axis=0)
+        w = ops.where(place < count, w, ops.zeros_like(w))
+        counted = ops.not_equal(w, 0)
+        x = ops.take(features, rows, axis=0)
+        x = ops.where(counted[:, None], x, ops.zeros_like(x))
+
+        scores = verbs.matmul(x, used)
+        if bias is not None:
+            scores = scores + ops.cast(bias, dtype)
+        logits = formula.squash.logits(scores)
+        y = ops.take(labels, rows, axis=0)
+        found = formula.softmax.evaluate(y, logits, w, class_weights)
+        gradient = formula.squash.times_slope(found.gradient, logits)
+
+        losses = ops.where(counted, found.losses, ops.zeros_like(w))
+        sums = {**sums, "losses": verbs.add_rows(sums["losses"], rows, losses)}
+        if wanted.features:
+            back = verbs.matmul(gradient, ops.transpose(used))
+            sums["features"] = verbs.add_rows(sums["features"], rows, back)
+        if wanted.bias:
+            sums["bias"] = sums["bias"] + ops.sum(gradient, axis=0)
+        if wanted.kernel:
+            sums["kernel"] = _add_product(formula, verbs, sums["kernel"], x, gradient)
+        return sums
+
+    sums = {"losses": ops.zeros_like(weights)}
+    for name, tensor in zip(Wanted._fields, linear, strict=True):
+        if getattr(wanted, name):
+            sums[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
+    sums = ops.fori_loop(0, (count + chunk - 1) // chunk, step, sums)
+    gradients = [
+        ops.cast(sums[name], tensor.dtype) if name in sums else None
+        for name, tensor in zip(Wanted._fields, linear, strict=True)
+    ]
+    return Found(sums["losses"], *gradients)
+
+
+def _add_product(
+    formula: LinearFormula, verbs: Verbs, total: Tensor, x: Tensor, gradient: Tensor
+) -> Tensor:
+    """`total + x.T @ gradient`, in place, a block of columns at a time."""
+    width, classes = formula.plan.columns, formula.plan.vocabulary
+    x = ops.transpose(ops.cast(x, gradient.dtype))
+
+    def added(start: Any, width: int, total: Tensor) -> Tensor:
+        part = ops.slice(gradient, (0, start), (formula.plan.chunk, width))
+        product = verbs.matmul(x, part)
+        at, size = (0, start), (x.shape[0], width)
+        if formula.transposed:
+            product, at, size = ops.transpose(product), at[::-1], size[::-1]
+        return ops.slice_update(total, at, ops.slice(total, at, size) + product)
+
+    blocks, rest = divmod(classes, width)
+    total = ops.fori_loop(0, blocks, lambda j, t: added(j * width, width, t), total)
+    return added(blocks * width, rest, total) if rest else total

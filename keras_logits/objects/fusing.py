@@ -1,0 +1,96 @@
+"""Whether a loss goes from the features to its value without holding the logits."""
+
+import warnings
+from typing import Any
+
+import keras
+
+from keras_logits._keras_private import in_symbolic_scope
+from keras_logits.kernels import is_concrete
+from keras_logits.kernels.contract import LinearLogits
+from keras_logits.objects.predictions import Scores
+
+FUSED_FROM = 8192
+"""Classes from which "auto" takes the fused pass.
+
+Below, all logits together are small, and one product is faster than many. Measured by
+`benchmarks/linear_cross_entropy.py`, whose table of vocabulary sizes decides it.
+"""
+
+
+def check_fused(fused: object) -> None:
+    if not isinstance(fused, bool) and not (isinstance(fused, str) and fused == "auto"):
+        raise ValueError(
+            "`fused` must be 'auto' (where it pays), True (or an error) or False. "
+            f"Received: fused={fused!r}. Leave it out."
+        )
+
+
+def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
+    """The recipe behind marked logits, if the loss is to be computed from that.
+
+    Raises:
+        ValueError: if the loss insists on it and it is not possible.
+    """
+    if owner.fused is False or in_symbolic_scope():
+        return None
+    if owner.fused == "auto" and not _pays(scores):
+        return None
+    found, obstacle = _recipe(owner, scores)
+    if obstacle is not None and owner.fused is True:
+        raise ValueError(
+            "`fused=True` asks for a loss that never holds the logits. Received: "
+            f"{obstacle} Or leave fused out."
+        )
+    if obstacle is not None and not owner._warned_of_plain:
+        owner._warned_of_plain = True
+        warnings.warn(
+            f"`fused='auto'` runs plain here, and holds all logits: {obstacle} Or "
+            "write fused=False to be told no more.",
+            stacklevel=5,
+        )
+    return found
+
+
+def _pays(scores: Scores) -> bool:
+    # Logits that were computed already cost no memory any more.
+    exist = is_concrete(scores.values)
+    return _has_head(scores) and not exist and scores.values.shape[-1] >= FUSED_FROM
+
+
+def _has_head(scores: Scores) -> bool:
+    mark = scores.mark
+    return mark is not None and mark.head is not None and mark.features is not None
+
+
+def _recipe(owner: Any, scores: Scores) -> tuple[LinearLogits | None, str | None]:
+    """The recipe, or why there is none and what to write."""
+    mark = scores.mark
+    if not _has_head(scores):
+        return None, "scores of no LogitsHead. End the model with LogitsHead(units)."
+    rank = len(mark.features.shape)
+    if owner._options.axis not in (-1, rank - 1):
+        return None, f"axis={owner._options.axis}. Write axis=-1."
+    if owner._given_dtype not in (None, "float32"):
+        return None, f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
+    if _is_distributed():
+        return None, (
+            "a keras.distribution, under which each chunk would be gathered from all "
+            "devices. Write fused=False."
+        )
+    return mark.head.recipe(mark.features, owner.memory_budget)
+
+
+def _is_distributed() -> bool:
+    return keras.distribution.distribution() is not None
+
+
+def usable_kernel(kernel: Any, shape: tuple[int, int], layer: Any) -> str | None:
+    """Why a kernel cannot be read as it is, if that is so."""
+    if tuple(kernel.shape) != shape:
+        return f"a kernel of shape {tuple(kernel.shape)}, not {shape}. Build it anew."
+    if getattr(layer, "quantization_mode", None) is not None:
+        return f"a quantised {layer.name!r}. Train before you quantise."
+    if getattr(layer, "lora_enabled", False):
+        return f"a {layer.name!r} with LoRA. Write fused=False."
+    return None

@@ -1,0 +1,304 @@
+"""What the documents say: their code runs, their tables hold, their links lead somewhere.
+
+A ```python block runs in the order of its document, in one namespace. One that fits a
+single set-up says so in its first line, `# KERAS_BACKEND=jax` or `# tf-keras`, and runs
+there alone, on a copy of the namespace. A ```text block after it is what it prints: words
+must agree exactly, numbers within three units of the last digit that is shown.
+"""
+
+import contextlib
+import inspect
+import io
+import re
+import runpy
+import warnings
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_logits
+from keras_logits import (
+    LogitsHead,
+    MarkLogits,
+    SigmoidCrossEntropy,
+    SoftmaxCrossEntropy,
+    sigmoid_cross_entropy,
+    softmax_cross_entropy,
+)
+
+ROOT = Path(__file__).parents[1]
+BACKEND = keras.config.backend()
+README = ROOT / "README.md"
+WITH_CODE = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PAPERS = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SET_UP = re.compile(r"# (?:KERAS_BACKEND=(tensorflow|jax|torch)|(tf-keras))\n")
+NUMBER = re.compile(r"\d+\.\d+")
+LANGUAGES = {"python", "text", "bash"}
+SET_UPS = runpy.run_path(str(ROOT / "tools" / "run_tests.py"))["SET_UPS"]
+
+name_of = {path: str(path.relative_to(ROOT)) for path in PAPERS}.get
+each_document = pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
+each_paper = pytest.mark.parametrize("path", PAPERS, ids=name_of)
+
+
+class Block(NamedTuple):
+    """A block of Python, what it prints, and the backend that it is for, if only one."""
+
+    code: str
+    output: str | None
+    line: int
+    backend: str | None
+
+
+def blocks_of(path):
+    text = path.read_text()
+    fences = [*FENCE.finditer(text)]
+    for fence, following in zip_longest(fences, fences[1:]):
+        language, code = fence.groups()
+        if language != "python":
+            continue
+        is_output = (
+            following is not None
+            and following[1] == "text"
+            and not text[fence.end() : following.start()].strip()
+        )
+        marked = SET_UP.match(code)
+        backend = marked and (marked[1] or "tensorflow")
+        line = text.count("\n", 0, fence.start()) + 2
+        yield Block(code, following[2] if is_output else None, line, backend)
+
+
+def run(block, namespace, path):
+    # On the lines of the document, so that a traceback points into it.
+    code = compile("\n" * (block.line - 1) + block.code, str(path), "exec")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    return printed.getvalue()
+
+
+def assert_shown(printed, shown):
+    got, wanted = " ".join(printed.split()), " ".join(shown.split())
+    assert NUMBER.sub("#", got) == NUMBER.sub("#", wanted)
+    for one, other in zip(NUMBER.findall(got), NUMBER.findall(wanted), strict=True):
+        places = len(other.partition(".")[2])
+        assert abs(float(one) - float(other)) <= 3.01 * 10**-places, (got, wanted)
+
+
+def rows_under(heading, path=README):
+    """The cells of all tables in a section, without the headings."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", *_of(path))[1]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rules = [i for i, row in enumerate(rows) if set(row[0]) <= set("- ")]
+    return [row for i, row in enumerate(rows) if i not in rules and i + 1 not in rules]
+
+
+def _of(path):
+    return path.read_text(), re.MULTILINE | re.DOTALL
+
+
+@each_document
+def test_the_code_of_a_document_runs_and_prints_what_is_shown(
+    path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "document"}
+    for block in blocks_of(path):
+        if block.backend in (None, BACKEND):
+            printed = run(block, dict(namespace) if block.backend else namespace, path)
+            assert_shown(printed, block.output or "")
+
+
+@each_paper
+def test_no_code_escapes(path):
+    text = path.read_text()
+    ticks = [line for line in text.splitlines() if "```" in line or "~~~" in line]
+    assert len(ticks) == 2 * len(FENCE.findall(text)), "a fence that is not understood"
+    assert {language for language, _ in FENCE.findall(text)} <= LANGUAGES
+    assert "<pre" not in text
+    if path not in WITH_CODE:
+        assert "```python" not in text
+
+
+@each_document
+def test_a_block_that_fits_one_set_up_says_so_and_that_set_up_is_run(path):
+    run_by_make = {set_up.backend for set_up in SET_UPS}
+    for block in blocks_of(path):
+        first = block.code.splitlines()[0]
+        if re.match("#.*(backend|keras|torch|jax|tensorflow)", first.lower()):
+            assert block.backend in run_by_make, first
+        needed = set(re.findall(r"^(?:import|from) (\w+)", block.code, re.MULTILINE))
+        needed &= {"jax", "tensorflow", "tf_keras", "torch"}
+        assert needed <= {block.backend, "tf_keras"}, block.code
+        assert "tf_keras" not in needed or first == "# tf-keras"
+
+
+def test_the_set_ups_are_told():
+    told = rows_under("Set up", ROOT / "CONTRIBUTING.md")
+    rows = [row for row in told if not row[0].startswith("`make")]
+    assert len(rows) == len(SET_UPS)
+    of_keras_3 = [row[0] for row in rows[:3]]
+    assert of_keras_3 == [f"`KERAS_BACKEND={s.backend}`" for s in SET_UPS[:3]]
+
+
+@each_paper
+def test_links_lead_somewhere(path):
+    text = FENCE.sub("", path.read_text())
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if ":" in file:
+            continue
+        assert (path.parent / file).exists(), target
+        assert file or anchor in anchors, target
+
+
+@each_paper
+def test_files_that_are_named_exist(path):
+    text = FENCE.sub("", path.read_text())
+    folders = [ROOT, ROOT / "keras_logits", path.parent]
+    for name in re.findall(r"`([\w/.]+\.(?:py|md|toml|yml))`", text):
+        if "/" in name:
+            assert any((folder / name).exists() for folder in folders), name
+        else:
+            assert [*ROOT.glob(name), *ROOT.glob(f"[a-z]*/**/{name}")], name
+
+
+def test_every_public_name_is_documented():
+    text = "\n".join(path.read_text() for path in WITH_CODE)
+    words = set(re.findall(r"\w+", text))
+    assert set(keras_logits.__all__) - {"__version__"} <= words
+
+
+def test_the_changelog_is_of_this_version():
+    newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert newest in (keras_logits.__version__, "Unreleased")
+
+
+def test_the_two_tables_of_from_logits_are_one():
+    title = "What a loss takes its input for"
+    assert rows_under(title) == rows_under(title, ROOT / "docs" / "index.md")
+
+
+def test_every_option_is_listed_with_its_default():
+    listed = {
+        name.strip("`"): default.strip("`") for name, default, _ in rows_under("Options")
+    }
+    accepted = {}
+    for cls in (LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy):
+        for option in inspect.signature(cls.__init__).parameters.values():
+            if option.default is not option.empty:
+                accepted[option.name] = str(option.default).replace("'", '"')
+    of_dense = inspect.signature(keras.layers.Dense.__init__).parameters
+    ours = set(accepted) - set(of_dense) | {"name"}
+    assert set(listed) == ours
+    for name in ours - {"name"}:
+        assert listed[name].strip('"') == accepted[name], name
+
+
+def test_a_wrong_flag_trains_badly_and_in_silence():
+    told = {row[0]: row[1] for row in rows_of_the_problem()}
+    example = next(b.code for b in blocks_of(README) if "load_digits" in b.code)
+    namespace = {}
+    for ours, theirs in told.items():
+        example = example.replace(ours, theirs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array__", DeprecationWarning)
+        run(Block(example, None, 1, None), namespace, README)
+    assert namespace["accuracy"] < 0.6
+
+
+def rows_of_the_problem():
+    """What the first table exchanges for what."""
+    lines = re.findall(r"^\| `(.*)` \| `(.*)` \| 0", README.read_text(), re.MULTILINE)
+    (dense, keras_loss), (head, our_loss) = lines
+    return [(head, f"keras.layers.{dense}"), (our_loss, keras_loss)]
+
+
+MIGRATION = rows_under("Coming from other losses")
+FRAMEWORKS = {"tf": "tensorflow", "torch": "torch"}
+
+
+def theirs_on(row):
+    """The backend whose own tensors a row needs; None for Keras."""
+    found = re.search(r"\b(tf|torch)\.nn\b", row[0])
+    return found and FRAMEWORKS[found[1]]
+
+
+def evaluated(row, weighted=False):
+    """Their value and ours, on the same labels, logits and weights."""
+    rng = np.random.default_rng(0)
+    logits = 2.0 * rng.normal(size=(9, 4)).astype("float32")
+    ids, weights = rng.integers(0, 4, 9), rng.random(9).astype("float32")
+    many = rng.integers(0, 2, (9, 4)).astype("float32")
+    theirs, ours = (eval(cell.strip("`"), scope()) for cell in row[:2])
+
+    is_sigmoid = "igmoid" in row[1]
+    labels = many if is_sigmoid else ids
+    if re.search(r"[.]Categorical|nn[.]softmax", row[0]):
+        labels = np.eye(4, dtype="float32")[ids]
+    tensors = [ops.convert_to_tensor(x) for x in (labels, logits)]
+    is_function = isinstance(theirs, partial) or inspect.isfunction(theirs)
+    if is_function or theirs_on(row) == "tensorflow":
+        given = theirs(labels=tensors[0], logits=tensors[1])
+        return given, ours(*tensors)
+    if theirs_on(row) == "torch":
+        given = theirs(tensors[1], tensors[0])
+    else:
+        given = theirs(*tensors, *([weights] if weighted else []))
+    if weighted:
+        config = {**ours.get_config(), "reduction": "sum_over_batch_size"}
+        ours = type(ours).from_config(config)
+    marked = MarkLogits("sigmoid" if is_sigmoid else "softmax")(tensors[1])
+    return given, ours(tensors[0], marked, *([weights] if weighted else []))
+
+
+def scope():
+    """The names that the table's cells may use."""
+    names = {
+        "keras": keras,
+        "partial": partial,
+        "SigmoidCrossEntropy": SigmoidCrossEntropy,
+        "SoftmaxCrossEntropy": SoftmaxCrossEntropy,
+        "sigmoid_cross_entropy": sigmoid_cross_entropy,
+        "softmax_cross_entropy": softmax_cross_entropy,
+    }
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        names["tf"] = tf
+    if BACKEND == "torch":
+        import torch
+
+        names["torch"] = torch
+    return names
+
+
+def test_every_row_of_the_migration_is_of_a_known_framework():
+    assert len(MIGRATION) > 10
+    for row in MIGRATION:
+        assert theirs_on(row) or "keras.losses." in row[0], row
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in MIGRATION if theirs_on(row) in (None, BACKEND)],
+    ids=lambda row: row[0].strip("`"),
+)
+def test_a_row_of_the_migration_holds(row):
+    factor = re.search(r"(\d\.\d+) times ours", row[2])
+    factor = float(factor[1]) if factor else 1.0
+    for weighted in [False, True] if theirs_on(row) is None else [False]:
+        theirs, ours = map(ops.convert_to_numpy, evaluated(row, weighted))
+        np.testing.assert_allclose(theirs, factor * ours, rtol=1e-5, atol=1e-6)
