@@ -1,9 +1,9 @@
-"""What the documents say: their code runs, their tables hold, their links lead somewhere.
+"""What the documents say: their code runs, their tables hold, their links lead on.
 
 A ```python block runs in the order of its document, in one namespace. One that fits a
-single set-up says so in its first line, `# KERAS_BACKEND=jax` or `# tf-keras`, and runs
-there alone, on a copy of the namespace. A ```text block after it is what it prints: words
-must agree exactly, numbers within three units of the last digit that is shown.
+single set-up says so in its first line, `# KERAS_BACKEND=jax` or `# tf-keras`, and is
+run there alone, on a copy of the namespace. A ```text block after it is what it prints:
+words must agree exactly, numbers within three units of the last digit that is shown.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ each_paper = pytest.mark.parametrize("path", PAPERS, ids=name_of)
 
 
 class Block(NamedTuple):
-    """A block of Python, what it prints, and the backend that it is for, if only one."""
+    """A block of Python, what it prints, and the one backend that it is for, if any."""
 
     code: str
     output: str | None
@@ -192,7 +192,8 @@ def test_the_two_tables_of_from_logits_are_one():
 
 def test_every_option_is_listed_with_its_default():
     listed = {
-        name.strip("`"): default.strip("`") for name, default, _ in rows_under("Options")
+        name.strip("`"): default.strip("`")
+        for name, default, _ in rows_under("Options")
     }
     accepted = {}
     for cls in (LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy):

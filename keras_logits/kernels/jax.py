@@ -150,6 +150,7 @@ def _linear_backward(
 ) -> tuple[Any, ...]:
     found, arguments, asked = saved
     by_weights = upstream * found.losses
+    gradients: Any
     if summed:
         gradients = [
             None if g is None else (upstream.astype(g.dtype) * g) for g in found[1:]

@@ -213,7 +213,7 @@ def _not_again(gradient: Tensor, *_: Tensor) -> Any:
 
 
 @functools.cache
-def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Callable[..., Any]:
+def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     verbs = Verbs(matmul, _add_rows)
     run = functools.partial(pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.

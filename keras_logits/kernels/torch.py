@@ -101,6 +101,7 @@ def _evaluate(
         isinstance(formula, SoftmaxFormula)
         and formula.plain
         and not any(constant is not None for constant in constants)
+        and not torch.compiler.is_compiling()  # which cannot follow the branch below
     ):
         found = _of_class_ids(formula, labels, scores, weights, with_gradient)
         # NaN has many causes, which the general code tells apart.
@@ -129,7 +130,8 @@ def _of_class_ids(
     losses = torch.where(valid, losses, float("nan"))
     if not with_gradient:
         return Evaluated(losses, exp)
-    w = torch.where(valid, weights, 0.0).unsqueeze(axis)
+    usable = valid & (weights == weights)  # a NaN weight has gradient 0
+    w = torch.where(usable, weights, 0.0).unsqueeze(axis)
     drop = torch.where(torch.isinf(target), 0.0, -w)
     gradient = exp.mul_(w / total).scatter_add_(axis, ids, drop)
     return Evaluated(losses, gradient.to(scores.dtype))

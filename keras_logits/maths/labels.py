@@ -6,6 +6,7 @@ class 1025 into class 1024.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_logits._typing import Tensor
@@ -18,16 +19,20 @@ from keras_logits.maths.shapes import (
     without,
 )
 
-_WIDER = {"uint32": "int64", "uint64": "int64", "int64": "int64"}
+_WIDE = ("uint32", "uint64", "int64")
 
 
 def as_labels(labels: Tensor) -> Tensor:
     """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
+    if isinstance(labels, np.ndarray) and labels.dtype == np.uint64:
+        labels = labels.astype("int64")  # there is no uint64 on torch
     labels = ops.convert_to_tensor(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype):
         return labels
-    return ops.cast(labels, _WIDER.get(dtype, "int32"))
+    # int64 is int32 on JAX, unless it is told otherwise.
+    widest = ops.convert_to_tensor(np.zeros((), "int64")).dtype
+    return ops.cast(labels, widest if dtype in _WIDE else "int32")
 
 
 def is_float(tensor: Tensor) -> bool:

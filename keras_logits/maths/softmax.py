@@ -168,7 +168,7 @@ class SoftmaxFormula:
         )
         p = parts.exp / parts.total
         if self.focal_gamma:
-            factor, slope = _focal(log_p, p, self.focal_gamma)
+            factor, slope = _focal(log_p, p, parts.masked, self.focal_gamma)
             terms, slopes = target * factor * log_p, target * slope
         else:
             terms, slopes = target * log_p, target
@@ -232,20 +232,24 @@ def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     return factor * log_p, factor / p - gamma * factor * (log_p / rest)
 
 
-def _focal(log_p: Tensor, p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+def _focal(
+    log_p: Tensor, p: Tensor, masked: Tensor, gamma: float
+) -> tuple[Tensor, Tensor]:
     """`(1 - p)^gamma`, and the derivative of `(1 - p)^gamma * log p` by log p.
 
     In log space, from log p: `1 - p` would lose its digits where p is near 1, and a
     power of it has no finite derivative there.
     """
     rest = _positive(-ops.expm1(log_p))
+    rest = ops.where(masked, ops.ones_like(rest), rest)  # log p is not -inf there
     factor = ops.exp(gamma * ops.log(rest))
     return factor, factor - gamma * factor * p * (log_p / rest)
 
 
 def _softmax(z: Tensor, axis: int) -> _Softmax:
     masked = ops.equal(z, -float("inf"))
-    highest = ops.max(z, axis=axis, keepdims=True)
+    # torch.compile cannot follow `ops.max`.
+    highest = ops.amax(z, axis=axis, keepdims=True)
     empty = ops.equal(highest, -float("inf"))
     shift = ops.stop_gradient(ops.where(empty, ops.zeros_like(highest), highest))
     shifted = z - shift

@@ -6,9 +6,11 @@ from typing import Any
 import keras
 
 from keras_logits._keras_private import in_symbolic_scope
+from keras_logits._typing import Tensor
 from keras_logits.kernels import is_concrete
 from keras_logits.kernels.contract import LinearLogits
 from keras_logits.objects.predictions import Scores
+from keras_logits.provenance import Mark
 
 FUSED_FROM = 8192
 """Classes from which "auto" takes the fused pass.
@@ -34,9 +36,12 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
     """
     if owner.fused is False or in_symbolic_scope():
         return None
-    if owner.fused == "auto" and not _pays(scores):
+    mark = scores.mark
+    if mark is None or mark.head is None or mark.features is None:
+        mark = None
+    if owner.fused == "auto" and (mark is None or not _pays(scores.values)):
         return None
-    found, obstacle = _recipe(owner, scores)
+    found, obstacle = _recipe(owner, mark)
     if obstacle is not None and owner.fused is True:
         raise ValueError(
             "`fused=True` asks for a loss that never holds the logits. Received: "
@@ -52,23 +57,19 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
     return found
 
 
-def _pays(scores: Scores) -> bool:
+def _pays(logits: Tensor) -> bool:
     # Logits that were computed already cost no memory any more.
-    exist = is_concrete(scores.values)
-    return _has_head(scores) and not exist and scores.values.shape[-1] >= FUSED_FROM
+    return logits.shape[-1] >= FUSED_FROM and not is_concrete(logits)
 
 
-def _has_head(scores: Scores) -> bool:
-    mark = scores.mark
-    return mark is not None and mark.head is not None and mark.features is not None
+Recipe = tuple[LinearLogits, None] | tuple[None, str]
 
 
-def _recipe(owner: Any, scores: Scores) -> tuple[LinearLogits | None, str | None]:
+def _recipe(owner: Any, mark: Mark | None) -> Recipe:
     """The recipe, or why there is none and what to write."""
-    mark = scores.mark
-    if not _has_head(scores):
+    if mark is None:
         return None, "scores of no LogitsHead. End the model with LogitsHead(units)."
-    rank = len(mark.features.shape)
+    rank = len(mark.features.shape)  # type: ignore[union-attr]
     if owner._options.axis not in (-1, rank - 1):
         return None, f"axis={owner._options.axis}. Write axis=-1."
     if owner._given_dtype not in (None, "float32"):
@@ -78,7 +79,8 @@ def _recipe(owner: Any, scores: Scores) -> tuple[LinearLogits | None, str | None
             "a keras.distribution, under which each chunk would be gathered from all "
             "devices. Write fused=False."
         )
-    return mark.head.recipe(mark.features, owner.memory_budget)
+    found: Recipe = mark.head.recipe(mark.features, owner.memory_budget)
+    return found
 
 
 def _is_distributed() -> bool:
