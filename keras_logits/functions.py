@@ -1,5 +1,7 @@
 """The losses as functions, for custom loops: one value per label, nothing reduced."""
 
+from typing import NamedTuple
+
 from keras import ops
 
 from keras_logits import kernels
@@ -138,7 +140,7 @@ def sigmoid_cross_entropy(
     )
     logits = as_float(logits)
     task = SigmoidTask(labels, logits, options)
-    values = task.per_unit(task.positions)
+    values = task.per_unit(task.positions).value
     check_result(task, values, task.positions)
     return ops.reshape(values, ops.shape(logits))
 
@@ -227,9 +229,16 @@ def linear_softmax_cross_entropy(
         transpose_kernel,
         memory_budget,
     )
-    return reduced_loss(
-        SoftmaxTask(labels, linear, options), sample_weight, None, reduction
-    )
+    task = SoftmaxTask(labels, linear, options)
+    return reduced_loss(task, sample_weight, None, reduction).value
+
+
+class Reduced(NamedTuple):
+    """A loss; and the figures asked for, with a weight for each row of them."""
+
+    value: Tensor
+    figures: Tensor | None = None
+    weights: Tensor | None = None
 
 
 def reduced_loss(
@@ -237,15 +246,19 @@ def reduced_loss(
     sample_weight: Tensor | None,
     mask: Tensor | None,
     reduction: Reduction | None,
-) -> Tensor:
+    figures: tuple[str, ...] = (),
+) -> Reduced:
     """The weighted losses of a task as a scalar, or as one value for each position."""
     given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
     weights = reduced(given, task.mass, reduction, kernels.total_over_replicas)
     if reduction != "mean_with_sample_weight" and task.scale is not None:
         weights = weights * task.scale
-    value = task.weighted(weights, summed=reduction not in (None, "none"))
+    summed = reduction not in (None, "none")
+    value, seen = task.weighted(weights, summed, figures)
     check_result(task, value, given.values, reduction)
-    return value
+    if seen is None:
+        return Reduced(value)
+    return Reduced(value, seen, task.weights_of_figures(given.values))
 
 
 def losses_of(task: SoftmaxTask | SigmoidTask) -> Tensor:
@@ -253,6 +266,6 @@ def losses_of(task: SoftmaxTask | SigmoidTask) -> Tensor:
     weights = position_weights(task.positions, None, None, task.not_ignored).values
     if task.scale is not None:
         weights = weights * task.scale
-    values = task.weighted(weights, summed=False)
+    values = task.weighted(weights, summed=False).value
     check_result(task, values, weights)
     return values

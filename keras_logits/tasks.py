@@ -16,6 +16,7 @@ from keras import ops
 from keras_logits import kernels
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import ClassWeight, Tensor
+from keras_logits.kernels import Weighted
 from keras_logits.maths import diagnosis
 from keras_logits.maths.labels import class_labels, known_rank, unit_labels
 from keras_logits.maths.links import accurate_dtype
@@ -189,10 +190,15 @@ class SoftmaxTask:
             self.mass = self.formula.mass(self.labels, scores, self.per_class)
         self.not_ignored = self._not_ignored(options.ignore_index)
 
-    def weighted(self, weights: Tensor, summed: bool) -> Tensor:
-        return kernels.weighted(
-            self.formula, self.labels, self.scores, weights, (self.per_class,), summed
-        )
+    def weighted(
+        self, weights: Tensor, summed: bool, figures: tuple[str, ...] = ()
+    ) -> Weighted:
+        batch = (self.labels, self.scores, weights, (self.per_class,))
+        return kernels.weighted(self.formula, *batch, summed, figures)
+
+    def weights_of_figures(self, weights: Tensor) -> Tensor:
+        """One weight for each row of the figures."""
+        return weights
 
     def explain(self, counts: np.ndarray) -> None:
         labels = ops.convert_to_numpy(self.labels)
@@ -242,31 +248,43 @@ class SigmoidTask:
             from_probabilities=from_probabilities,
         )
         self.positions = _ones(fixed(ops.shape(scores), self.axis), scores)
-        self.not_ignored = None
+        self.not_ignored, self.known = None, None
         self.unit_weights = self._along_units(options.class_weight, "class_weight")
         self.pos_weight = self._along_units(options.pos_weight, "pos_weight")
         if options.ignore_index is not None:
-            known = ops.not_equal(labels, options.ignore_index)
-            self.not_ignored = ops.any(known, axis=self.axis)
+            self.known = ops.not_equal(labels, options.ignore_index)
+            self.not_ignored = ops.any(self.known, axis=self.axis)
             base = ops.ones((), self.positions.dtype)
-            known = ops.cast(known, base.dtype)
+            known = ops.cast(self.known, base.dtype)
             self.unit_weights = known * (
                 base if self.unit_weights is None else self.unit_weights
             )
         self.mass = self._mass()
         self.scale = 1.0 / nonzero(self.mass)
 
-    def weighted(self, weights: Tensor, summed: bool) -> Tensor:
-        values = self.per_unit(weights, summed)
-        return values if summed else ops.sum(values, axis=self.axis)
+    def weighted(
+        self, weights: Tensor, summed: bool, figures: tuple[str, ...] = ()
+    ) -> Weighted:
+        found = self.per_unit(weights, summed, figures)
+        if summed:
+            return found
+        return found._replace(value=ops.sum(found.value, axis=self.axis))
 
-    def per_unit(self, weights: Tensor, summed: bool = False) -> Tensor:
+    def per_unit(
+        self, weights: Tensor, summed: bool = False, figures: tuple[str, ...] = ()
+    ) -> Weighted:
         weights = ops.expand_dims(weights, axis=self.axis)
         if self.unit_weights is not None:
             weights = weights * self.unit_weights
-        return kernels.weighted(
-            self.formula, self.labels, self.scores, weights, (self.pos_weight,), summed
-        )
+        batch = (self.labels, self.scores, weights, (self.pos_weight,))
+        return kernels.weighted(self.formula, *batch, summed, figures)
+
+    def weights_of_figures(self, weights: Tensor) -> Tensor:
+        """One weight for each row of the figures: that of its position, if known."""
+        whole = ops.ones_like(self.scores, dtype=weights.dtype)
+        if self.known is not None:
+            whole = ops.cast(self.known, weights.dtype)
+        return whole * ops.expand_dims(weights, axis=self.axis)
 
     def explain(self, counts: np.ndarray) -> None:
         counts = np.expand_dims(counts, self.axis)

@@ -15,10 +15,15 @@ serializable = keras.saving.register_keras_serializable(package="keras_logits")
 __all__ = ["LogitsHead", "MarkLogits", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"]
 
 
+class ExponentialOfMean(objects.ExponentialOfMean, keras.metrics.Mean):
+    __doc__ = objects.ExponentialOfMean.__doc__
+
+
 @serializable
 class LogitsHead(objects.LogitsHead, keras.layers.Layer):
     __doc__ = objects.LogitsHead.__doc__
     _keras = keras
+    _exponential_of_mean = ExponentialOfMean
 
 
 @serializable

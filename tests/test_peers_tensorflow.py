@@ -134,7 +134,7 @@ def test_values_and_gradients_are_those_of_tf_nn(peer, run, size):
     np.testing.assert_allclose(ours[1], theirs[1], rtol=16 * EPS, atol=32 * EPS)
 
 
-@peers
+@pytest.mark.parametrize("peer", ["sparse_softmax", "weighted"])
 @runs
 @sizes
 def test_a_loss_is_the_mean_of_tf_nn(peer, run, size):

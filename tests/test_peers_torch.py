@@ -26,8 +26,10 @@ SHAPE = (7, 11, 5)  # of (B, classes, T): torch has the classes on axis 1
 RNG = np.random.default_rng(0)
 CLASS_WEIGHT = RNG.choice([0.0, 0.25, 1.0, 3.0], SHAPE[1]).astype("float32")
 IDS = RNG.integers(0, SHAPE[1], (SHAPE[0], SHAPE[2]))
+PADDED_IDS = np.where(RNG.random(IDS.shape) < 0.3, -100, IDS)
 DENSE = RNG.random(SHAPE).astype("float32")  # that do not sum to 1
 UNITS = np.where(RNG.random(SHAPE) < 0.5, DENSE < 0.5, DENSE).astype("float32")
+ROW_WEIGHT = RNG.choice([0.0, 0.5, 3.0], SHAPE[:1]).astype("float32")
 UPSTREAM = torch.tensor(RNG.uniform(0.5, 2.0, SHAPE).astype("float32"))
 
 
@@ -66,9 +68,7 @@ def assert_same(ours, theirs, logits):
 def test_class_ids_are_as_in_torch(
     logits, reduction, weight, label_smoothing, ignore_index
 ):
-    ids = IDS
-    if ignore_index == -100:
-        ids = np.where(RNG.random(IDS.shape) < 0.3, -100, IDS)
+    ids = PADDED_IDS if ignore_index == -100 else IDS
     loss = SoftmaxCrossEntropy(
         True,
         axis=1,
@@ -180,7 +180,7 @@ def test_units_are_as_in_torch(logits, weight, pos_weight):
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weight"])
 def test_a_mean_over_units_is_as_in_torch(logits, weighted, pos_weight):
     """With weights torch divides by the number of units, not by the weights."""
-    weight = RNG.choice([0.0, 0.5, 3.0], SHAPE[:1]).astype("float32")
+    weight = ROW_WEIGHT if weighted else None
     loss = SigmoidCrossEntropy(
         True,
         axis=1,
@@ -196,4 +196,4 @@ def test_a_mean_over_units_is_as_in_torch(logits, weighted, pos_weight):
             pos_weight=pos_weight_in_torch(pos_weight),
         )
 
-    assert_same(lambda z: loss(UNITS, z, weight if weighted else None), theirs, logits)
+    assert_same(lambda z: loss(UNITS, z, weight), theirs, logits)

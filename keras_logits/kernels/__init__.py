@@ -3,10 +3,12 @@
 This is the one place that picks the body. `contract.py` says what a body promises.
 """
 
+import functools
 import importlib
 import math
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -15,7 +17,9 @@ from keras_logits._typing import Tensor
 from keras_logits.kernels import contract, reference
 from keras_logits.kernels.contract import Formula, Linear, LinearLogits
 from keras_logits.kernels.loop import LinearFormula
-from keras_logits.kernels.plan import Plan, plan
+from keras_logits.kernels.plan import Plan
+from keras_logits.kernels.plan import plan as make_plan
+from keras_logits.maths.figures import figures as figures_of
 
 _BODIES = ("tensorflow", "jax", "torch")
 
@@ -39,6 +43,13 @@ __all__ = [
 ]
 
 
+class Weighted(NamedTuple):
+    """Weighted losses of all positions, or their sum; and the figures asked for."""
+
+    value: Tensor
+    figures: Tensor | None = None
+
+
 def weighted(
     formula: Formula,
     labels: Tensor,
@@ -46,11 +57,24 @@ def weighted(
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
     summed: bool,
-) -> Tensor:
-    """The weighted losses of all positions, or their sum: see `contract.py`."""
+    figures: tuple[str, ...] = (),
+) -> Weighted:
+    """Losses with their gradients, as `contract.py` has it, and figures without."""
     if isinstance(scores, LinearLogits):
-        return _weighted_linear(formula, labels, scores, weights, constants, summed)
-    return _body.weighted(formula, labels, scores, weights, constants, summed)
+        batch = (labels, scores, weights, constants)
+        return _weighted_linear(formula, *batch, summed, figures)
+    value = _body.weighted(formula, labels, scores, weights, constants, summed)
+    if not figures:
+        return Weighted(value)
+    return Weighted(value, _compiled_figures(formula, figures)(labels, scores))
+
+
+@functools.cache
+def _compiled_figures(formula: Any, names: tuple[str, ...]) -> Callable[..., Tensor]:
+    by_body: Callable[..., Tensor] = _body.compiled(
+        functools.partial(figures_of, formula, names)
+    )
+    return by_body
 
 
 def _weighted_linear(
@@ -60,16 +84,15 @@ def _weighted_linear(
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
     summed: bool,
-) -> Tensor:
+    figures: tuple[str, ...],
+) -> Weighted:
     features, kernel, bias = scores.linear
+    plan = plan_of(scores)
     whole = LinearFormula(
-        replace(formula, axis=-1),
-        scores.squash,
-        scores.transposed,
-        plan_of(scores),
+        replace(formula, axis=-1), scores.squash, scores.transposed, plan, figures
     )
     rows = (-1,) if formula.ids else (-1, scores.classes)
-    values = _body.weighted_linear(
+    value, seen = _body.weighted_linear(
         whole,
         ops.reshape(labels, rows),
         Linear(ops.reshape(features, (-1, features.shape[-1])), kernel, bias),
@@ -77,7 +100,12 @@ def _weighted_linear(
         *constants,
         summed,
     )
-    return values if summed else ops.reshape(values, ops.shape(weights))
+    shape = list(ops.shape(weights))
+    if not summed:
+        value = ops.reshape(value, shape)
+    if seen is not None:
+        seen = ops.reshape(seen, [*shape, 1 + len(figures)])
+    return Weighted(value, seen)
 
 
 def logits_of(scores: LinearLogits) -> Tensor:
@@ -89,7 +117,7 @@ def plan_of(scores: LinearLogits) -> Plan:
     """What the fused pass would do here."""
     known = scores.shape[:-1]
     tokens = None if None in known else math.prod(known)  # type: ignore[arg-type]
-    return plan(
+    return make_plan(
         tokens, scores.classes, device=_body.device(), budget=scores.memory_budget
     )
 

@@ -5,6 +5,8 @@ plain code, so that JAX differentiates it again as often as it is asked to, wher
 `custom_vjp` would refuse forward mode.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +22,14 @@ from keras_logits.kernels.contract import (
     Linear,
     counted,
 )
-from keras_logits.kernels.loop import NOTHING, LinearFormula, Verbs, Wanted, pass_over
+from keras_logits.kernels.loop import (
+    NOTHING,
+    Found,
+    LinearFormula,
+    Verbs,
+    Wanted,
+    pass_over,
+)
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -101,68 +110,56 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
-) -> Tensor:
-    return _linear(formula, summed, linear, weights, labels, class_weights)
+) -> tuple[Tensor, Tensor | None]:
+    batch = (linear, labels, weights, class_weights)
+    found: tuple[Tensor, Tensor | None] = _linear(formula, summed, *batch)
+    return found
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _linear(
-    formula: LinearFormula,
-    summed: bool,
-    linear: Linear,
-    weights: Tensor,
-    labels: Tensor,
-    class_weights: Tensor | None,
-) -> Tensor:
-    found = pass_over(formula, NOTHING, _VERBS, linear, labels, weights, class_weights)
+    formula: LinearFormula, summed: bool, *batch: Any
+) -> tuple[Tensor, Tensor | None]:
+    found = pass_over(formula, NOTHING, _VERBS, *batch)
+    return _result(found, batch[2], summed)
+
+
+def _result(
+    found: Found, weights: Tensor, summed: bool
+) -> tuple[Tensor, Tensor | None]:
     values = counted(found.losses, weights)
-    return jnp.sum(values) if summed else values
+    return jnp.sum(values) if summed else values, found.figures
 
 
-def _linear_forward(
-    formula: LinearFormula, summed: bool, *arguments: Any
-) -> tuple[Tensor, Any]:
-    linear, _, labels, _ = arguments
+def _linear_forward(formula: LinearFormula, summed: bool, *batch: Any) -> Any:
+    linear, labels, *_ = batch
     if labels.perturbed:
         raise ValueError(NO_GRADIENT_BY_LABELS)
     wanted = Wanted(*(x is not None and x.perturbed for x in linear))
-    values = jax.tree.map(lambda x: x.value, arguments)
-    linear, weights, labels, class_weights = _not_again(values)
-    found = pass_over(
-        formula,
-        wanted if summed else NOTHING,
-        _VERBS,
-        linear,
-        labels,
-        weights,
-        class_weights,
-    )
-    losses = counted(found.losses, weights)
+    batch = _not_again(jax.tree.map(lambda x: x.value, batch))
+    found = pass_over(formula, wanted if summed else NOTHING, _VERBS, *batch)
+    result = _result(found, batch[2], summed)
     if summed:
-        return jnp.sum(losses), (found, None, None)
-    # What is not wanted is told by its structure, which is known when this is traced.
-    asked = tuple(() if want else None for want in wanted)
-    return losses, (found, (linear, weights, labels, class_weights), asked)
+        return result, (found.losses, found.gradients, None)
+    # What is wanted is told by the structure, which is known when this is traced.
+    asked = Linear(*(() if want else None for want in wanted))
+    return result, (found.losses, asked, batch)
 
 
 def _linear_backward(
-    formula: LinearFormula, summed: bool, saved: Any, upstream: Tensor
+    formula: LinearFormula, summed: bool, saved: Any, upstream: Any
 ) -> tuple[Any, ...]:
-    found, arguments, asked = saved
-    by_weights = upstream * found.losses
-    gradients: Any
+    losses, gradients, batch = saved
+    up, _ = upstream
     if summed:
-        gradients = [
-            None if g is None else (upstream.astype(g.dtype) * g) for g in found[1:]
-        ]
+        by_linear = jax.tree.map(lambda g: up.astype(g.dtype) * g, gradients)
     else:
-        wanted = Wanted(*(want is not None for want in asked))
-        linear, weights, labels, class_weights = arguments
-        weights = weights * upstream
-        gradients = pass_over(
-            formula, wanted, _VERBS, linear, labels, weights, class_weights
-        )[1:]
-    return Linear(*gradients), by_weights, None, None
+        wanted = Wanted(*(want is not None for want in gradients))
+        linear, labels, weights, class_weights = batch
+        batch = (linear, labels, weights * up, class_weights)
+        unwatched = replace(formula, figures=())
+        by_linear = pass_over(unwatched, wanted, _VERBS, *batch).gradients
+    return by_linear, None, up * losses, None
 
 
 _linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)
@@ -177,6 +174,12 @@ def _not_again(values: Any) -> Any:
 @_not_again.defjvp
 def _not_again_jvp(primals: Any, tangents: Any) -> Any:
     raise ValueError(NO_SECOND_DERIVATIVE)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which takes tensors alone, by XLA."""
+    by_xla: Callable[..., Tensor] = jax.jit(function)
+    return by_xla
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import Linear
 from keras_logits.kernels.plan import Plan
+from keras_logits.maths.figures import figures
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.squash import Squash
@@ -30,6 +31,7 @@ class LinearFormula:
     squash: Squash
     transposed: bool
     plan: Plan
+    figures: tuple[str, ...] = ()
 
 
 class Wanted(NamedTuple):
@@ -51,12 +53,11 @@ class Verbs(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One loss for each token, 0 where its weight is 0, and the wanted gradients."""
+    """One loss for each token, 0 where its weight is 0, and what was asked for."""
 
     losses: Tensor
-    features: Tensor | None
-    kernel: Tensor | None
-    bias: Tensor | None
+    gradients: Linear
+    figures: Tensor | None
 
 
 def pass_over(
@@ -99,6 +100,10 @@ def pass_over(
 
         losses = ops.where(counted, found.losses, ops.zeros_like(w))
         sums = {**sums, "losses": verbs.add_rows(sums["losses"], rows, losses)}
+        if formula.figures:
+            seen = figures(formula.softmax, formula.figures, y, logits)
+            seen = ops.where(counted[:, None], seen, ops.zeros_like(seen))
+            sums["figures"] = verbs.add_rows(sums["figures"], rows, seen)
         if wanted.features:
             back = verbs.matmul(gradient, ops.transpose(used))
             sums["features"] = verbs.add_rows(sums["features"], rows, back)
@@ -109,6 +114,9 @@ def pass_over(
         return sums
 
     sums = {"losses": ops.zeros_like(weights)}
+    if formula.figures:
+        size = (ops.shape(features)[0], 1 + len(formula.figures))
+        sums["figures"] = ops.zeros(size, dtype=dtype)
     for name, tensor in zip(Wanted._fields, linear, strict=True):
         if getattr(wanted, name):
             sums[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
@@ -117,7 +125,7 @@ def pass_over(
         ops.cast(sums[name], tensor.dtype) if name in sums else None
         for name, tensor in zip(Wanted._fields, linear, strict=True)
     ]
-    return Found(sums["losses"], *gradients)
+    return Found(sums["losses"], Linear(*gradients), sums.get("figures"))
 
 
 def _add_product(

@@ -4,6 +4,8 @@ It is what runs where a backend has no body of its own (NumPy, which has no grad
 and what the tests compare the bodies with.
 """
 
+from collections.abc import Callable
+
 from keras import ops
 
 from keras_logits._typing import Tensor
@@ -15,6 +17,7 @@ from keras_logits.kernels.contract import (
     logits_of,
 )
 from keras_logits.kernels.loop import LinearFormula
+from keras_logits.maths.figures import figures
 
 
 def weighted(
@@ -37,10 +40,18 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     scores = LinearLogits(linear, formula.squash, formula.transposed)
     logits = logits_of(scores, matmul)
-    return weighted(formula.softmax, labels, logits, weights, (class_weights,), summed)
+    batch = (labels, logits, weights, (class_weights,))
+    value = weighted(formula.softmax, *batch, summed)
+    if not formula.figures:
+        return value, None
+    return value, figures(formula.softmax, formula.figures, labels, logits)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return function
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ through the closed form only when somebody asks.
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -157,12 +158,14 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """The losses of a fused pass; their gradients come with them if a tape watches.
 
     A tape outside of the graph that this is traced in is not seen from here: then the
     backward pass goes over all tokens again.
     """
+    # A variable is read here, under the tapes that want its gradient.
+    linear = Linear(*(None if x is None else tf.convert_to_tensor(x) for x in linear))
     wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
     at_once = wanted if summed else NOTHING
     features, kernel, bias = linear
@@ -172,30 +175,32 @@ def weighted_linear(
     def run(weights: Tensor, features: Tensor, kernel: Tensor, *bias: Tensor) -> Any:
         given = Linear(features, kernel, bias[0] if bias else None)
         with record.stop_recording():
-            run = _compiled_pass(formula, at_once)
-            found = run(given, labels, weights, class_weights)
+            compiled = _compiled_pass(formula, at_once)
+            found = compiled(given, labels, weights, class_weights)
 
-        def backward(upstream: Tensor) -> list[Tensor | None]:
-            gradients = found[1:]
-            up = upstream
+        def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
+            gradients, up = found.gradients, upstream
             if not any(at_once):
                 asked = wanted if any(wanted) else Wanted(True, True, bool(bias))
                 up = tf.ones((), upstream.dtype)
                 with record.stop_recording():
-                    again = _compiled_pass(formula, asked)
+                    again = _compiled_pass(replace(formula, figures=()), asked)
                     batch = (given, labels, weights * upstream, class_weights)
-                    gradients = again(*batch)[1:]
-            by_linear = [
-                None if g is None else _not_again(tf.cast(up, g.dtype) * g, *given[:2])
-                for g in gradients[: 2 + len(bias)]
+                    gradients = again(*batch).gradients
+            return [
+                None if g is None else _not_again(tf.cast(u, g.dtype) * g, *given[:2])
+                for u, g in [
+                    (upstream, found.losses),
+                    *((up, g) for g in gradients[: 2 + len(bias)]),
+                ]
             ]
-            return [upstream * found.losses, *by_linear]
 
         values = counted(found.losses, weights)
-        return tf.reduce_sum(values) if summed else values, backward
+        value = tf.reduce_sum(values) if summed else values
+        return (value, *([found.figures] if formula.figures else [])), backward
 
-    value: Tensor = run(weights, features, kernel, *bias)
-    return value
+    found = run(weights, features, kernel, *bias)
+    return found[0], found[1] if formula.figures else None
 
 
 def _is_watched(tensor: Tensor) -> bool:
@@ -222,6 +227,12 @@ def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
 
 def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_add(into, rows[:, None], values)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which takes tensors alone, by XLA."""
+    by_xla: Callable[..., Tensor] = tf.function(function, jit_compile=True)
+    return by_xla
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:

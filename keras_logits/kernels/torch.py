@@ -1,5 +1,7 @@
 """torch: the gradient in the forward pass, and again through `create_graph`."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from keras_logits.kernels.contract import (
     sum_of_losses,
 )
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
+from keras_logits.maths.figures import figures
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
@@ -137,6 +140,7 @@ def _of_class_ids(
     return Evaluated(losses, gradient.to(scores.dtype))
 
 
+@torch.compiler.disable  # it cannot follow a loop whose length is data
 def weighted_linear(
     formula: LinearFormula,
     labels: Tensor,
@@ -144,13 +148,15 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
-) -> Tensor:
-    return _Linear.apply(*linear, weights, labels, class_weights, formula, summed)
+) -> tuple[Tensor, Tensor | None]:
+    arguments = (weights, labels, class_weights, formula, summed)
+    found: tuple[Tensor, Tensor | None] = _Linear.apply(*linear, *arguments)
+    return found
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
         *linear, weights, labels, class_weights, formula, summed = arguments
         if ctx.needs_input_grad[4]:
             raise ValueError(NO_GRADIENT_BY_LABELS)
@@ -158,20 +164,25 @@ class _Linear(torch.autograd.Function):
         at_once = wanted if summed else NOTHING
         batch = (Linear(*linear), labels, weights, class_weights)
         found = _pass_over(formula, at_once, *batch)
-        ctx.save_for_backward(*linear, weights, labels, class_weights, *found)
+        saved = (*linear, weights, labels, class_weights, found.losses)
+        ctx.save_for_backward(*saved, *found.gradients)
         ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
         values = counted(found.losses, weights)
-        return values.sum() if summed else values
+        if found.figures is not None:
+            ctx.mark_non_differentiable(found.figures)
+        return values.sum() if summed else values, found.figures
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    @torch.compiler.disable  # it mixes up which gradient is whose
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         *linear, weights, labels, class_weights = ctx.saved_tensors[:6]
         losses, *gradients = ctx.saved_tensors[6:]
         up = upstream
         if not ctx.summed:
             batch = (Linear(*linear), labels, weights * upstream, class_weights)
+            unwatched = replace(ctx.formula, figures=())
             with torch.no_grad():
-                gradients = _pass_over(ctx.formula, ctx.wanted, *batch)[1:]
+                gradients = _pass_over(unwatched, ctx.wanted, *batch).gradients
             up = torch.ones((), dtype=upstream.dtype, device=upstream.device)
         by_linear = [
             None if g is None else _NotAgain.apply(up.to(g.dtype) * g, *linear[:2])
@@ -205,7 +216,9 @@ def _pass_over(
     dtype = torch.promote_types(features.dtype, torch.float32)
     used = kernel.to(features.dtype).to(dtype)
     used = used.T if formula.transposed else used
-    losses = torch.zeros_like(weights)
+    losses, seen = torch.zeros_like(weights), None
+    if formula.figures:
+        seen = losses.new_zeros((len(losses), 1 + len(formula.figures)))
     sums = [
         torch.zeros(x.shape, dtype=dtype, device=x.device) if want else None
         for x, want in zip(linear, wanted, strict=True)
@@ -218,6 +231,8 @@ def _pass_over(
         batch = (labels[rows], logits, weights[rows])
         found = _evaluate(formula.softmax, *batch, (class_weights,), any(wanted))
         losses[rows] = found.losses
+        if seen is not None:
+            seen[rows] = figures(formula.softmax, formula.figures, labels[rows], logits)
         if not any(wanted):
             continue
         gradient = formula.squash.times_slope(found.gradient, logits)
@@ -232,7 +247,12 @@ def _pass_over(
         None if total is None else total.to(x.dtype)
         for x, total in zip(linear, sums, strict=True)
     ]
-    return Found(losses, *gradients)
+    return Found(losses, Linear(*gradients), seen)
+
+
+def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function itself: torch compiles nothing unasked."""
+    return function
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:

@@ -19,8 +19,6 @@ from keras_logits.maths.shapes import (
     without,
 )
 
-_WIDE = ("uint32", "uint64", "int64")
-
 
 def as_labels(labels: Tensor) -> Tensor:
     """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
@@ -28,11 +26,12 @@ def as_labels(labels: Tensor) -> Tensor:
         labels = labels.astype("int64")  # there is no uint64 on torch
     labels = ops.convert_to_tensor(labels)
     dtype = keras.backend.standardize_dtype(labels.dtype)
-    if keras.backend.is_float_dtype(dtype):
+    if keras.backend.is_float_dtype(dtype) or dtype == "int64":
         return labels
-    # int64 is int32 on JAX, unless it is told otherwise.
-    widest = ops.convert_to_tensor(np.zeros((), "int64")).dtype
-    return ops.cast(labels, widest if dtype in _WIDE else "int32")
+    if dtype not in ("uint32", "uint64"):
+        return ops.cast(labels, "int32")
+    # What int64 is on JAX is told elsewhere.
+    return ops.cast(labels, ops.convert_to_tensor(np.zeros((), "int64")).dtype)
 
 
 def is_float(tensor: Tensor) -> bool:

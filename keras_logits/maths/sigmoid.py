@@ -52,7 +52,7 @@ class SigmoidFormula:
         if self.label_smoothing:
             t = (1.0 - self.label_smoothing) * t + 0.5 * self.label_smoothing
 
-        yes, yes_slope, no, no_slope = self._two_sides(z)
+        yes, yes_slope, no, no_slope = self.two_sides(z)
         positive = t if pos_weight is None else t * ops.cast(pos_weight, z.dtype)
         losses = _selected(positive, yes) + _selected(1.0 - t, no)
         gradient = w * (positive * yes_slope + (1.0 - t) * no_slope)
@@ -60,7 +60,7 @@ class SigmoidFormula:
         losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
         return Evaluated(losses, ops.cast(gradient, scores.dtype))
 
-    def _two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of a positive and of a negative label, each with its derivative."""
         if self.from_probabilities:
             log_s, slope_s = focal_log(z, self.focal_gamma)

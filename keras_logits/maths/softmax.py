@@ -30,7 +30,7 @@ class Evaluated(NamedTuple):
     gradient: Tensor
 
 
-class _Softmax(NamedTuple):
+class SoftmaxParts(NamedTuple):
     """A softmax in parts, each safe to differentiate where classes are masked."""
 
     shifted: Tensor  # z - max z
@@ -85,7 +85,7 @@ class SoftmaxFormula:
         """
         z = at_least_float32(scores)
         columns = self._along_classes(class_weights, z)
-        given, valid, mass = self._read(labels, z.dtype, columns)
+        given, valid, mass = self.read(labels, z.dtype, columns)
         usable = ops.logical_and(valid, ops.equal(weights, weights))
         w = ops.where(usable, weights, ops.zeros_like(weights))
         wide = ops.expand_dims(w, self.axis)
@@ -104,10 +104,10 @@ class SoftmaxFormula:
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""
         columns = self._along_classes(class_weights, scores)
-        read = self._read(labels, class_weights.dtype, columns)
+        read = self.read(labels, class_weights.dtype, columns)
         return ops.squeeze(read[2], self.axis)
 
-    def _read(
+    def read(
         self, labels: Tensor, dtype: str, columns: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Labels with the bad ones made harmless, which are good, and their mass d."""
@@ -138,7 +138,7 @@ class SoftmaxFormula:
         Weights enter here, and not after, because they multiply one number per
         position instead of one per class.
         """
-        parts = _softmax(z, self.axis)
+        parts = softmax_in_parts(z, self.axis)
         target = ops.take_along_axis(parts.shifted, ids, axis=self.axis)
         unreachable = ops.equal(target, -float("inf"))
         lost = ops.where(mass > 0, ops.full_like(mass, float("inf")), mass)
@@ -150,7 +150,7 @@ class SoftmaxFormula:
             slope = mass * (1.0 + 2.0 * self.z_loss * lse)
 
         drop = ops.where(unreachable, ops.zeros_like(w), w * mass)
-        hot = ops.equal(self._class_ids(z), ids)
+        hot = ops.equal(self.class_ids(z), ids)
         gradient = parts.exp * (w * slope / parts.total)
         gradient = gradient - ops.where(hot, drop, ops.zeros_like(drop))
         return Evaluated(ops.squeeze(loss, self.axis), gradient)
@@ -159,7 +159,7 @@ class SoftmaxFormula:
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
     ) -> Evaluated:
         """Any labels and any options, through the weighted target c * t."""
-        parts = _softmax(z, self.axis)
+        parts = softmax_in_parts(z, self.axis)
         target = self._targets(given, z, parts.masked)
         if columns is not None:
             target = target * columns
@@ -200,7 +200,7 @@ class SoftmaxFormula:
         """Labels as a distribution, smoothed over the classes that are not masked."""
         y = given
         if self.ids:
-            y = ops.cast(ops.equal(self._class_ids(z), given), z.dtype)
+            y = ops.cast(ops.equal(self.class_ids(z), given), z.dtype)
         if not self.label_smoothing:
             return y
         open_ = ops.cast(ops.logical_not(masked), z.dtype)
@@ -209,7 +209,7 @@ class SoftmaxFormula:
         spread = self.label_smoothing * mass / nonzero(count)
         return (1.0 - self.label_smoothing) * y + spread * open_
 
-    def _class_ids(self, z: Tensor) -> Tensor:
+    def class_ids(self, z: Tensor) -> Tensor:
         """0 to K - 1 along the class axis, 1 elsewhere."""
         return self._along_classes(ops.arange(self.classes, dtype="int32"), z)
 
@@ -246,7 +246,7 @@ def _focal(
     return factor, factor - gamma * factor * p * (log_p / rest)
 
 
-def _softmax(z: Tensor, axis: int) -> _Softmax:
+def softmax_in_parts(z: Tensor, axis: int) -> SoftmaxParts:
     masked = ops.equal(z, -float("inf"))
     # torch.compile cannot follow `ops.max`.
     highest = ops.amax(z, axis=axis, keepdims=True)
@@ -255,7 +255,7 @@ def _softmax(z: Tensor, axis: int) -> _Softmax:
     shifted = z - shift
     exp = ops.exp(shifted)
     total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
-    return _Softmax(shifted, exp, total, ops.log(total), shift, masked)
+    return SoftmaxParts(shifted, exp, total, ops.log(total), shift, masked)
 
 
 def _positive(values: Tensor) -> Tensor:

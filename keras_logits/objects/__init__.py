@@ -6,5 +6,12 @@
 from keras_logits.objects.head import LogitsHead
 from keras_logits.objects.losses import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from keras_logits.objects.mark import MarkLogits
+from keras_logits.objects.reports import ExponentialOfMean
 
-__all__ = ["LogitsHead", "MarkLogits", "SigmoidCrossEntropy", "SoftmaxCrossEntropy"]
+__all__ = [
+    "ExponentialOfMean",
+    "LogitsHead",
+    "MarkLogits",
+    "SigmoidCrossEntropy",
+    "SoftmaxCrossEntropy",
+]

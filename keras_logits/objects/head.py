@@ -15,6 +15,7 @@ from keras_logits.maths.labels import is_float
 from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
 from keras_logits.maths.squash import Squash
 from keras_logits.objects.fusing import usable_kernel
+from keras_logits.objects.reports import Reports, checked_reports
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.objects.tied import Tie
 from keras_logits.provenance import Mark, mark
@@ -54,6 +55,12 @@ class LogitsHead:
         temperature: the divisor of the logits. Above 1 it flattens probabilities.
         tied_to: an `Embedding` of `units` rows whose matrix, transposed, is used as
             kernel; this layer then has none of its own.
+        reports: names of figures to show in `fit` and `evaluate`: "accuracy",
+            "top_5_accuracy", "cross_entropy", "perplexity", "entropy" (in nats) and
+            "invalid_labels" (how many); a sigmoid has no top 5 and no perplexity. The
+            loss fills them in from its own pass, with its sample weights and masks,
+            and without smoothing or class weights. A metric of `compile` would have
+            all logits made for it. Their names begin with that of the layer.
         kernel_initializer: initializer of the kernel W.
         bias_initializer: initializer of the bias.
         kernel_regularizer: regularizer of the kernel.
@@ -88,6 +95,7 @@ class LogitsHead:
     """
 
     _keras: Any
+    _exponential_of_mean: Any
 
     def __init__(
         self,
@@ -99,6 +107,7 @@ class LogitsHead:
         softcap: float | None = None,
         temperature: float = 1.0,
         tied_to: Any = None,
+        reports: list[str] | tuple[str, ...] = (),
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
@@ -122,6 +131,9 @@ class LogitsHead:
         self.use_bias = use_bias
         self.softcap = None if softcap is None else float(softcap)
         self.temperature = float(temperature)
+        self.reports = checked_reports(reports, activation)
+        self._reports = Reports(self.reports, self)
+        self._trackers = self._reports.trackers  # Keras finds its metrics by attribute
         self._squash = Squash(self.softcap, self.temperature)
         self._tie = Tie(tied_to)
         self.kernel_initializer = get.initializers.get(kernel_initializer)
@@ -241,6 +253,10 @@ class LogitsHead:
     def _bias(self) -> Tensor | None:
         return None if self.bias is None else ops.convert_to_tensor(self.bias)
 
+    def report(self, figures: Tensor, weights: Tensor) -> None:
+        """What a loss calls with the figures of a batch."""
+        self._reports.update(figures, weights)
+
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.units)
 
@@ -259,6 +275,7 @@ class LogitsHead:
             "use_bias": self.use_bias,
             "softcap": self.softcap,
             "temperature": self.temperature,
+            "reports": list(self.reports),
             "tied_to": None if self.tied_to is None else serialize(self.tied_to),
             "activity_regularizer": own.regularizers.serialize(
                 self.activity_regularizer  # type: ignore[attr-defined]

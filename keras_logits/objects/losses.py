@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_logits._keras_private import get_keras_mask
+from keras_logits._keras_private import get_keras_mask, in_symbolic_scope
 from keras_logits._typing import Activation, ClassWeight, Reduction, Tensor
 from keras_logits.functions import losses_of, reduced_loss
 from keras_logits.maths.links import accurate_dtype
@@ -56,12 +56,18 @@ class LogitsLoss:
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> Tensor:
         mask = get_keras_mask(y_pred)
-        task = self._task(y_true, y_pred)
-        return reduced_loss(task, sample_weight, mask, self._reduction)
+        scores = self._scores(y_pred)
+        task = self._new_task(y_true, scores)
+        head = None if scores.mark is None else scores.mark.head
+        names = () if head is None or in_symbolic_scope() else head.reports
+        found = reduced_loss(task, sample_weight, mask, self._reduction, names)
+        if head is not None and names:
+            head.report(found.figures, found.weights)
+        return found.value
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """One loss for each position, neither weighted nor reduced."""
-        return losses_of(self._task(y_true, y_pred))
+        return losses_of(self._new_task(y_true, self._scores(y_pred)))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -80,9 +86,8 @@ class LogitsLoss:
                 config[name] = {int(k): v for k, v in config[name].items()}
         return cls(**config)
 
-    def _task(self, y_true: Tensor, y_pred: Tensor) -> SoftmaxTask | SigmoidTask:
-        scores = read_scores(self, y_pred, self._activation, self.from_logits)
-        return self._new_task(y_true, scores)
+    def _scores(self, y_pred: Tensor) -> Scores:
+        return read_scores(self, y_pred, self._activation, self.from_logits)
 
     def _cast(self, scores: Tensor) -> Tensor:
         return scores if self._given_dtype is None else _cast(scores, self._given_dtype)

@@ -37,6 +37,7 @@ class MarkLogits:
     """
 
     _keras: Any
+    reports = ()  # these are a head's
 
     def __init__(self, activation: Activation = "softmax", **kwargs: Any) -> None:
         check_activation(activation)
