@@ -461,9 +461,9 @@ def test_a_mask_of_an_embedding_reaches_the_loss_in_training(mode):
     z = numpy_of(model(WORDS))
     expected = cross_entropies(z, np.where(real, NEXT, 0))[real].mean()
     before = model.evaluate(WORDS, NEXT, verbose=0)
-    history = model.fit(WORDS, NEXT, epochs=3, verbose=0).history["loss"]
+    history = model.fit(WORDS, NEXT, epochs=2, verbose=0).history["loss"]
     np.testing.assert_allclose([before, history[0]], expected, rtol=1e-5)
-    assert history[2] < history[1] < history[0]
+    assert history[1] < history[0]
     unused = model.layers[0].get_weights()[0][0]
     model = language_model()
     np.testing.assert_array_equal(unused, model.layers[0].get_weights()[0][0])

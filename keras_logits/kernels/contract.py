@@ -108,7 +108,8 @@ def logits_of(
 def counted(losses: Tensor, weights: Tensor) -> Tensor:
     """`weights * losses`, where a weight of 0 selects its loss out, NaN or not."""
     none = ops.equal(weights, 0)
-    return ops.where(none, ops.zeros_like(losses), weights * losses)
+    # Selected before the product, or the weight's own derivative would be NaN.
+    return weights * ops.where(none, ops.zeros_like(losses), losses)
 
 
 def gradient_of_scores(

@@ -66,9 +66,11 @@ def _by_scores(
             value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
 
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            gradient = _derived_again(formula, constants)(
-                scores, weights, labels, saved
-            )
+            batch = [scores, weights, labels, saved, *constants]
+            if not tf.executing_eagerly():
+                # A backward graph that is derived again may use only what is in it.
+                batch = [None if x is None else tf.identity(x) for x in batch]
+            gradient = _derived_again(formula, tuple(batch[4:]))(*batch[:4])
             up = upstream if summed else formula.over_scores(upstream)
             return tf.cast(up, gradient.dtype) * gradient, None, None
 
@@ -83,14 +85,37 @@ def _derived_again(formula: Formula, constants: tuple[Tensor | None, ...]) -> An
     @tf.custom_gradient
     def run(scores: Tensor, weights: Tensor, labels: Tensor, saved: Tensor) -> Any:
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            inputs = [scores, weights, labels]
-            with tf.GradientTape() as tape:
-                tape.watch([x for x in inputs if x.dtype.is_floating])
-                closed = gradient_of_scores(formula, labels, scores, weights, constants)
-                along = tf.reduce_sum(upstream * closed)
-            return *tape.gradient(along, inputs), None
+            arguments = (upstream, scores, weights, labels, *constants)
+            return *_along(formula, _ranks(arguments))(*arguments), None
 
         return saved, backward
+
+    return run
+
+
+@functools.cache
+def _along(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
+    """The derivatives of the closed form along a direction.
+
+    A function of its own, because forward mode does not see through a tape that a
+    backward pass opens.
+    """
+
+    @functools.partial(tf.function, reduce_retracing=True)
+    def run(
+        upstream: Tensor,
+        scores: Tensor,
+        weights: Tensor,
+        labels: Tensor,
+        *constants: Tensor | None,
+    ) -> list[Tensor | None]:
+        inputs = [scores, weights, labels]
+        with tf.GradientTape() as tape:
+            tape.watch([x for x in inputs if x.dtype.is_floating])
+            closed = gradient_of_scores(formula, labels, scores, weights, constants)
+            along = tf.reduce_sum(upstream * closed)
+        found: list[Tensor | None] = tape.gradient(along, inputs)
+        return found
 
     return run
 
@@ -120,6 +145,19 @@ def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
     return tuple(None if x is None else x.shape.rank for x in tensors)
 
 
+def _value_and_gradient(
+    formula: Formula,
+    summed: bool,
+    labels: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    *constants: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    losses, gradient = formula.evaluate(labels, scores, weights, *constants)
+    value = counted(losses, weights)
+    return tf.reduce_sum(value) if summed else value, gradient
+
+
 @functools.cache
 def _compiled(
     formula: Formula, summed: bool, ranks: tuple[int | None, ...]
@@ -130,11 +168,9 @@ def _compiled(
     two of them would know no rank at all.
     """
 
-    def run(labels: Tensor, scores: Tensor, weights: Tensor, *constants: Any) -> Any:
-        losses, gradient = formula.evaluate(labels, scores, weights, *constants)
-        value = counted(losses, weights)
-        return tf.reduce_sum(value) if summed else value, gradient
-
+    # TensorFlow counts tracings by the code that they are of, and would warn that one
+    # function was traced for each formula. A partial is counted by itself.
+    run = functools.partial(_value_and_gradient, formula, summed)
     by_xla = tf.function(run, jit_compile=True, reduce_retracing=True)
     as_graph = tf.function(run, reduce_retracing=True)
 

@@ -54,7 +54,8 @@ def _of_classes(
     first = ops.logical_and(
         ops.equal(parts.shifted, target), formula.class_ids(z) < true
     )
-    before = ops.logical_or(parts.shifted > target, first)
+    # Not by `>`, by which a label among logits that are NaN would come first.
+    before = ops.logical_or(ops.logical_not(parts.shifted <= target), first)
     rank = ops.sum(ops.cast(before, "int32"), axis=axis)
 
     open_ = ops.logical_not(parts.masked)
@@ -83,16 +84,16 @@ def _of_units(labels: Tensor, z: Tensor) -> dict[str, Tensor]:
     valid = ops.logical_and(y >= 0, y <= 1)
     y = ops.where(valid, y, ops.zeros_like(y))
     yes, _, no, _ = SigmoidFormula().two_sides(z)
-    s = ops.sigmoid(z)
+    right = ops.where(y > 0.5, z > 0, z <= 0)  # what is NaN is neither
     return {
-        "accuracy": ops.equal(z > 0, y > 0.5),
-        "cross_entropy": _expected(y, yes, no),
-        "entropy": _expected(s, yes, no),
+        "accuracy": right,
+        "cross_entropy": _expected(y, 1 - y, yes, no),
+        "entropy": _expected(ops.sigmoid(z), ops.sigmoid(-z), yes, no),
         INVALID: ops.logical_not(valid),
     }
 
 
-def _expected(p: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`p * yes + (1 - p) * no`, where what has no probability may be infinite."""
+def _expected(p: Tensor, q: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`p * yes + q * no`, where what has no probability may be infinite."""
     zeros = ops.zeros_like(p)
-    return ops.where(p > 0, p * yes, zeros) + ops.where(p < 1, (1 - p) * no, zeros)
+    return ops.where(p > 0, p * yes, zeros) + ops.where(q > 0, q * no, zeros)
