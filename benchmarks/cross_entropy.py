@@ -12,23 +12,23 @@ Writes `benchmarks/results/cross_entropy.md` and `.json`.
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-BACKENDS = ("tensorflow", "jax", "torch")
-SIZES = ((65536, 10), (8192, 1000), (1024, 50257))
-RESULTS = Path(__file__).parent / "results"
+from side_by_side import (
+    BACKENDS,
+    Contender,
+    in_own_process,
+    machine,
+    shown_versions,
+    table,
+    taking_turns,
+    versions,
+    write,
+)
 
-Contender = Callable[[], Any]
+SIZES = ((65536, 10), (8192, 1000), (1024, 50257))
 
 
 def main() -> None:
@@ -43,23 +43,9 @@ def main() -> None:
     reports = []
     for backend in options.backends:
         print(f"measuring {backend} ...", flush=True)
-        reports.append(in_own_process(backend, options.rounds))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "cross_entropy.json").write_text(json.dumps(reports, indent=1) + "\n")
-    text = as_markdown(reports)
-    (RESULTS / "cross_entropy.md").write_text(text)
-    print(text)
-
-
-def in_own_process(backend: str, rounds: int) -> dict[str, Any]:
-    environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, __file__, "--worker", "--backends", backend]
-    command += ["--rounds", str(rounds)]
-    done = subprocess.run(
-        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+        rounds = ("--rounds", str(options.rounds))
+        reports.append(in_own_process(__file__, backend, *rounds))
+    write("cross_entropy", reports, as_markdown(reports))
 
 
 def measured(backend: str, rounds: int) -> dict[str, Any]:
@@ -80,19 +66,6 @@ def measured(backend: str, rounds: int) -> dict[str, Any]:
             {"rows": rows, "classes": classes, "copy_ms": copy * 1e3, "ratios": ratios}
         )
     return {"backend": backend, "versions": versions(), "sizes": sizes}
-
-
-def taking_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
-    for contender in contenders.values():
-        contender()
-        contender()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
-            contender()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def tensorflow_contenders(
@@ -191,27 +164,6 @@ def torch_contenders(logits_: np.ndarray, labels_: np.ndarray) -> dict[str, Cont
     }
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("keras", "tensorflow", "jax", "optax", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> str:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{platform.system()}, {len(models)} cores of {models[0] if models else '?'}"
-
-
 def as_markdown(reports: list[dict[str, Any]]) -> str:
     lines = [
         "# Plain losses: forward and backward",
@@ -227,14 +179,12 @@ def as_markdown(reports: list[dict[str, Any]]) -> str:
         sizes = report["sizes"]
         lines += [f"## {report['backend']}", ""]
         titles = [f"{size['rows']} x {size['classes']}" for size in sizes]
-        lines += [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(sizes)]
-        for name in sizes[0]["ratios"]:
-            row = [f"{size['ratios'][name]:.2f}" for size in sizes]
-            lines.append(f"| {name} | {' | '.join(row)} |")
-        row = [f"{size['copy_ms']:.2f} ms" for size in sizes]
-        lines += [f"| (one copy) | {' | '.join(row)} |", ""]
-        shown = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
-        lines += [f"Versions: {shown}.", ""]
+        rows = [
+            [name, *(f"{size['ratios'][name]:.2f}" for size in sizes)]
+            for name in sizes[0]["ratios"]
+        ]
+        rows.append(["(one copy)", *(f"{size['copy_ms']:.2f} ms" for size in sizes)])
+        lines += [*table(titles, rows), "", shown_versions(report["versions"]), ""]
     return "\n".join(lines)
 
 

@@ -10,16 +10,14 @@ from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.links import as_float
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.weights import check_reduction, position_weights, reduced
-from keras_logits.tasks import (
+from keras_logits.options import (
     SigmoidOptions,
-    SigmoidTask,
     SoftmaxOptions,
-    SoftmaxTask,
     check_linear,
     check_memory_budget,
     check_positive,
-    check_result,
 )
+from keras_logits.tasks import SigmoidTask, SoftmaxTask, check_result
 
 
 def softmax_cross_entropy(

@@ -18,6 +18,7 @@ FLOORS = [
     ["maths"],
     ["kernels"],
     ["provenance"],
+    ["options"],
     ["tasks"],
     ["functions"],
     ["objects"],

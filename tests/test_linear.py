@@ -305,7 +305,7 @@ def assert_same(found, expected, bounds):
 PHASES = list(Phase) if BACKEND == "torch" else [Phase.explicit, Phase.generate]
 
 
-@settings(repeatable(2.0), phases=PHASES)
+@settings(repeatable(1.0), phases=PHASES)
 @given(linear_problems())
 def test_values_and_gradients_equal_those_of_the_plain_path(problem):
     expected = derived(problem.plain, problem.arrays)

@@ -43,7 +43,8 @@ def weighted(
     summed: bool,
 ) -> Tensor:
     value = _by_scores(formula, constants, summed)(scores, weights, labels)
-    rest = _by_the_rest(formula, constants, scores)
+    shape = () if summed else tf.shape(value)
+    rest = _by_the_rest(formula, constants, scores, shape)
     # Apart from the rest: a tape runs this backward pass only if it watches weights or
     # labels, while the other one runs in every training step. Eagerly it would run for
     # the scores as well, were they an argument; a graph drops what nobody asks for.
@@ -121,9 +122,12 @@ def _along(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
 
 
 def _by_the_rest(
-    formula: Formula, constants: tuple[Tensor | None, ...], scores: Tensor
+    formula: Formula,
+    constants: tuple[Tensor | None, ...],
+    scores: Tensor,
+    shape: Any,
 ) -> Any:
-    """Zero, with the derivatives that the value has by weights and labels."""
+    """Zeros, with the derivatives that the value has by weights and labels."""
 
     @tf.custom_gradient
     def run(weights: Tensor, labels: Tensor, *passed: Tensor) -> Any:
@@ -136,7 +140,7 @@ def _by_the_rest(
                 along = sum_of_losses(formula, labels, z, weights, constants, upstream)
             return *tape.gradient(along, inputs), *[None for _ in passed]
 
-        return tf.zeros((), weights.dtype), backward
+        return tf.zeros(shape, weights.dtype), backward
 
     return run
 
@@ -167,7 +171,6 @@ def _compiled(
     One for all sizes, but for each set of ranks: a trace that TensorFlow relaxed from
     two of them would know no rank at all.
     """
-
     # TensorFlow counts tracings by the code that they are of, and would warn that one
     # function was traced for each formula. A partial is counted by itself.
     run = functools.partial(_value_and_gradient, formula, summed)

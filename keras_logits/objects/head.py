@@ -18,8 +18,8 @@ from keras_logits.objects.fusing import usable_kernel
 from keras_logits.objects.reports import Reports, checked_reports
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.objects.tied import Tie
+from keras_logits.options import check_positive
 from keras_logits.provenance import Mark, mark
-from keras_logits.tasks import check_positive
 
 _RETURNS = ("logits", "probabilities")
 _OF_WEIGHTS = (

@@ -17,13 +17,8 @@ from keras_logits.objects.fusing import (
 )
 from keras_logits.objects.predictions import Scores, check_from_logits, read_scores
 from keras_logits.objects.same_keras import keras_of
-from keras_logits.tasks import (
-    SigmoidOptions,
-    SigmoidTask,
-    SoftmaxOptions,
-    SoftmaxTask,
-    check_memory_budget,
-)
+from keras_logits.options import SigmoidOptions, SoftmaxOptions, check_memory_budget
+from keras_logits.tasks import SigmoidTask, SoftmaxTask
 
 
 class LogitsLoss:

@@ -50,4 +50,7 @@ class Reports:
             zip(self.names, self.trackers, strict=True), start=1
         ):
             weight = counted if name == INVALID else good
-            tracker.update_state(figures[..., column], sample_weight=weight)
+            # Selected, so that NaN behind a mask stays there.
+            figure = figures[..., column]
+            figure = ops.where(ops.equal(weight, 0), ops.zeros_like(figure), figure)
+            tracker.update_state(figure, sample_weight=weight)

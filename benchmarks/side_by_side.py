@@ -1,0 +1,238 @@
+"""What the benchmarks share: contenders that take turns, processes, tables, files.
+
+All contenders of a comparison take turns, so that whatever else the machine does hits
+them alike, and the time of each is the median over the rounds. Where memory is measured
+each has a process of its own, a `Host`, and the hosts take turns.
+"""
+
+import importlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+BACKENDS = ("tensorflow", "jax", "torch")
+RESULTS = Path(__file__).parent / "results"
+REPEAT_UNTIL = 0.03  # seconds; what is faster is run again, and its mean is taken
+MIB = 2**20
+
+Contender = Callable[[], Any]
+
+
+def taking_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, float]:
+    """The median time of each, in seconds, after two runs to warm up."""
+    for contender in contenders.values():
+        contender()
+        contender()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            start = time.perf_counter()
+            contender()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_own_process(script: str, backend: str, *arguments: str) -> Any:
+    """What `script --worker --backends backend ...` prints last, as JSON."""
+    command = [sys.executable, script, "--worker", "--backends", backend, *arguments]
+    done = subprocess.run(
+        command,
+        env=environment(backend),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def environment(backend: str) -> dict[str, str]:
+    return {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+class Entry(NamedTuple):
+    """A contender, and what XLA says of its temporaries once it has run."""
+
+    run: Contender
+    temporaries: Callable[[], int | None] = lambda: None
+
+
+class Measured(NamedTuple):
+    """Of one contender: bytes of memory, and the median time in seconds.
+
+    `growth` is how far the peak of the resident set rose in the first run, compilation
+    and results included.
+    """
+
+    temporaries: int | None
+    growth: int
+    seconds: float = 0.0
+
+
+class Host:
+    """A process that runs its contenders when it is told to."""
+
+    def __init__(self, script: str, backend: str) -> None:
+        self._errors = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, script, "--host", "--backends", backend],
+            env=environment(backend),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def prepare(self, given: Any) -> dict[str, Measured]:
+        return {name: Measured(*m) for name, m in self._answer_to(given).items()}
+
+    def run(self) -> dict[str, float]:
+        times: dict[str, float] = self._answer_to("run")
+        return times
+
+    def close(self) -> None:
+        self._process.communicate()
+        self._errors.close()
+
+    def _answer_to(self, message: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended: its last words are read below
+        answer = self._process.stdout.readline()
+        if not answer:
+            code = self._process.wait()
+            self._errors.seek(0)
+            last = "\n".join(self._errors.read().splitlines()[-12:])
+            raise RuntimeError(f"{message} ended with exit status {code}\n{last}")
+        return json.loads(answer)
+
+
+def host(backend: str, prepare: Callable[[Any], dict[str, Callable[[], Entry]]]) -> None:
+    """The life of a host: the first message says what to run, the others when."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    importlib.import_module(backend)
+    importlib.import_module("keras_logits")
+    entries: dict[str, Entry] = {}
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message == "run":
+            answer: Any = {name: timed(entry.run) for name, entry in entries.items()}
+        else:
+            answer = {}
+            for name, make in prepare(message).items():
+                entries[name] = make()
+                answer[name] = first_run(entries[name])
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def first_run(entry: Entry) -> Measured:
+    before = start_of_peak()
+    entry.run()
+    growth = memory("VmHWM") - before
+    return Measured(entry.temporaries(), growth)
+
+
+def timed(run: Contender) -> float:
+    start, runs, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < REPEAT_UNTIL:
+        run()
+        runs += 1
+        elapsed = time.perf_counter() - start
+    return elapsed / runs
+
+
+def start_of_peak() -> int:
+    """The resident set, from which its peak is counted anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def memory(field: str) -> int:
+    """A size in bytes out of what Linux says of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(field)
+
+
+def compared(
+    script: str,
+    backend: str,
+    seats: Iterable[Any],
+    rounds: int,
+    say: Callable[[str], None] = print,
+) -> dict[str, Measured]:
+    """All contenders of all seats, a process for each seat, taking turns.
+
+    A seat is what its host is told, and after it what was measured before it. One whose
+    process ends early, for want of memory say, is left out, and said to be.
+    """
+    hosts = [(seat, Host(script, backend)) for seat in seats]
+    found: dict[str, Measured] = {}
+    times: dict[str, list[float]] = {}
+    alive = []
+    for seat, process in hosts:
+        try:
+            found.update(process.prepare([seat, found]))
+            alive.append(process)
+        except RuntimeError as error:
+            say(f"FAILED: {error}")
+    for _ in range(rounds):
+        for process in alive:
+            for name, seconds in process.run().items():
+                times.setdefault(name, []).append(seconds)
+    for _, process in hosts:
+        process.close()
+    return {
+        name: measured._replace(seconds=statistics.median(times[name]))
+        for name, measured in found.items()
+        if name in times
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("keras", "tensorflow", "jax", "optax", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def shown_versions(found: dict[str, str]) -> str:
+    return "Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + "."
+
+
+def machine() -> str:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{platform.system()}, {len(models)} cores of {models[0] if models else '?'}"
+
+
+def table(titles: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A table in Markdown: the first column has words, the others numbers."""
+    lines = [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
+
+
+def write(name: str, data: Any, text: str) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
