@@ -20,6 +20,7 @@ check: lint types test wheel ## lint, types, test and wheel: what a change must 
 
 bench: .venv/.has-test ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py
+	$(BIN)/python benchmarks/linear_cross_entropy.py
 
 lint: .venv/.has-lint ## style and formatting
 	$(BIN)/ruff check .

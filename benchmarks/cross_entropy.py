@@ -45,7 +45,9 @@ def main() -> None:
         print(f"measuring {backend} ...", flush=True)
         rounds = ("--rounds", str(options.rounds))
         reports.append(in_own_process(__file__, backend, *rounds))
-    write("cross_entropy", reports, as_markdown(reports))
+    text = as_markdown(reports)
+    write("cross_entropy", reports, text)
+    print(text)
 
 
 def measured(backend: str, rounds: int) -> dict[str, Any]:

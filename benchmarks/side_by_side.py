@@ -81,7 +81,7 @@ class Host:
     """A process that runs its contenders when it is told to."""
 
     def __init__(self, script: str, backend: str) -> None:
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, script, "--host", "--backends", backend],
             env=environment(backend),
@@ -119,7 +119,9 @@ class Host:
         return json.loads(answer)
 
 
-def host(backend: str, prepare: Callable[[Any], dict[str, Callable[[], Entry]]]) -> None:
+def host(
+    backend: str, prepare: Callable[[Any], dict[str, Callable[[], Entry]]]
+) -> None:
     """The life of a host: the first message says what to run, the others when."""
     answers, sys.stdout = sys.stdout, sys.stderr
     importlib.import_module(backend)
@@ -172,12 +174,11 @@ def compared(
     backend: str,
     seats: Iterable[Any],
     rounds: int,
-    say: Callable[[str], None] = print,
 ) -> dict[str, Measured]:
     """All contenders of all seats, a process for each seat, taking turns.
 
-    A seat is what its host is told, and after it what was measured before it. One whose
-    process ends early, for want of memory say, is left out, and said to be.
+    A host is told its seat, and what was measured before it. A seat whose process ends
+    early, for want of memory say, is left out, and said to be.
     """
     hosts = [(seat, Host(script, backend)) for seat in seats]
     found: dict[str, Measured] = {}
@@ -188,7 +189,7 @@ def compared(
             found.update(process.prepare([seat, found]))
             alive.append(process)
         except RuntimeError as error:
-            say(f"FAILED: {error}")
+            print(f"FAILED: {error}", flush=True)
     for _ in range(rounds):
         for process in alive:
             for name, seconds in process.run().items():
@@ -231,8 +232,7 @@ def table(titles: list[str], rows: Iterable[list[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def write(name: str, data: Any, text: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
+def write(name: str, data: Any, text: str, folder: Path = RESULTS) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(text)

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from language_model import Run
 from training import EAGER, GRAPH, JITTED, KERAS, Trained
 
 PREDICT = Path(__file__).parent / "predict.py"
 LEAST_TOLERANCE = 1e-5
 ROUNDING = 1e-6
+SAME_CURVE = 1e-3  # over hundreds of steps of Adam, which magnifies rounding
 
 
 class Check(NamedTuple):
@@ -67,3 +69,22 @@ def loads_back(trained: Trained, path: Path) -> Check:
         f"{difference:.1e} in the logits; loss {loss:.6f}, here {expected_loss:.6f}"
     )
     return Check(held, claim)
+
+
+def fused_as_plain(fused: Run, plain: Run) -> list[Check]:
+    """The fused loss has the plain one's curve, in less memory where that is known."""
+    ours, theirs = np.array(fused.losses), np.array(plain.losses)
+    difference = float(np.max(np.abs(ours - theirs) / theirs))
+    claim = (
+        "king james: the fused curve is the plain one: relative difference "
+        f"{difference:.1e}, allowed {SAME_CURVE:.1e}"
+    )
+    made = [Check(difference <= SAME_CURVE, claim)]
+    if fused.peak_growth is not None and plain.peak_growth is not None:
+        less, more = fused.peak_growth / 2**20, plain.peak_growth / 2**20
+        claim = (
+            f"king james: the fused loss raised the peak of memory by {less:.0f} MiB, "
+            f"the plain one by {more:.0f} MiB"
+        )
+        made.append(Check(less < more, claim))
+    return made

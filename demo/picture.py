@@ -7,16 +7,21 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from language_model import Run
 from tasks import Array
-from training import EAGER, EPOCHS, GRAPH, KERAS, WRONG, Trained
+from training import EAGER, EPOCHS, GRAPH, JITTED, KERAS, WRONG, Trained
 
-TITLE = "The same network from the same seed, trained four ways"
+TITLE = "The same network from the same seed, trained five ways"
 
-# What is drawn first lies below: a broad band for Keras, and our two lines upon it.
+BAND: dict[str, Any] = {"color": "#9ecae9", "linewidth": 9, "solid_capstyle": "round"}
+LINE: dict[str, Any] = {"color": "#1b3a57", "linewidth": 1.6}
+
+# What is drawn first lies below: two bands for Keras, and our two lines upon them.
 STYLES: dict[str, dict[str, Any]] = {
-    KERAS.name: {"color": "#9ecae9", "linewidth": 7, "solid_capstyle": "round"},
+    KERAS.name: BAND,
+    JITTED.name: {"color": "#f2b134", "linewidth": 4.5, "solid_capstyle": "round"},
     WRONG.name: {"color": "#d1495b", "linewidth": 2, "linestyle": (0, (5, 2))},
-    GRAPH.name: {"color": "#1b3a57", "linewidth": 1.6},
+    GRAPH.name: LINE,
     EAGER.name: {
         "color": "#1b3a57",
         "linestyle": "none",
@@ -56,8 +61,33 @@ def draw(results: list[Trained], path: Path) -> None:
         axes[1, 0].set_ylabel("held-out accuracy")
         figure.suptitle(TITLE, fontsize=13)
         lines = axes[0, 0].get_lines()
-        figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False)
+        figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(path, dpi=150)
+
+
+def draw_language(runs: list[Run], path: Path) -> None:
+    """Loss against tokens seen: the fused curve upon the band of the plain one."""
+    fused, plain = runs
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=(10, 5), layout="constrained")
+        axis = figure.subplots()
+        for run, style in ((plain, BAND), (fused, LINE)):
+            thousands = [tokens / 1000 for tokens in run.tokens]
+            axis.plot(thousands, run.losses, label=described(run), **style)
+        axis.set_xlim(0, fused.tokens[-1] / 1000)
+        axis.set_xlabel("thousand tokens seen")
+        axis.set_ylabel("training loss, as fit reports it")
+        title = f"The King James text, word by word: {fused.words} words, one network"
+        figure.suptitle(title, fontsize=13)
+        axis.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def described(run: Run) -> str:
+    text = f"{run.way}: {run.tokens_per_second:,.0f} tokens per second"
+    if run.peak_growth is None:
+        return text
+    return f"{text}, peak memory +{run.peak_growth / 2**20:,.0f} MiB"
 
 
 def draw_losses(axis: Any, curves: dict[str, Array]) -> None:

@@ -3,9 +3,11 @@
     python demo/run.py
 
 Digits (one class among ten) and Yeast (14 labels at once), each trained with Keras'
-flag right and wrong, and with this package in a graph and eagerly. Writes the table,
-the learning curves and the trained models into demo-output/. Exit status 0 if our
-curves are those of Keras with the right flag, and the models load again.
+flag right and wrong, and with this package in a graph and eagerly; and a language model
+of the King James text, with a fused and with a plain loss. Writes the tables, the
+learning curves and the trained models into demo-output/. Exit status 0 if our curves
+are those of Keras with the right flag, the models load again, and the fused loss has
+the plain one's curve in less memory.
 """
 
 import os
@@ -21,6 +23,7 @@ with quiet_stderr():
     import tensorflow as tf  # noqa: F401
 
 import checks
+import language
 import picture
 import table
 import tasks
@@ -32,14 +35,14 @@ NOTES = """\
 wrong flag    a Dense head without activation, and the loss left at from_logits=False
 final loss    mean training loss of the last epoch, as fit reports it
 accuracy      on held-out rows; yeast: over all labels, yes above logit 0 (p = 0.5)
-from tf.nn    largest difference of keras_logits' loss from that of tf.nn, over each
-              held-out label, on the logits of that row's model
+ours - tf.nn  largest difference of this package's loss from that of tf.nn, both on
+              the logits of that row's model, over its held-out labels
 from Keras    largest relative difference of the loss curve from the first row's
 seconds       of fit, compilation included"""
 
 AS_TOLD = """\
-wrong flag    {:.4f} accuracy on yeast, if its outputs are read as the probabilities
-              that the loss took them for: yes above 0.5"""
+as told       {:.4f} accuracy of the wrong flag on yeast, if its outputs are read as
+              the probabilities that the loss took them for: yes above 0.5"""
 
 
 def main() -> int:
@@ -50,6 +53,8 @@ def main() -> int:
     for of_task in results:
         made += checks.same_curves(of_task)
         made.append(saved_and_loaded(of_task))
+    print()
+    made += language.trained_and_checked(OUTPUT)
     print()
     for check in made:
         print("ok    " if check.held else "FAILED", check.claim)

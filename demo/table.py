@@ -11,7 +11,7 @@ COLUMNS = {
     "way": "s",
     "final loss": ".6f",
     "accuracy": ".4f",
-    "from tf.nn": ".1e",
+    "ours - tf.nn": ".1e",
     "from Keras": ".1e",
     "seconds": ".1f",
 }
@@ -26,7 +26,7 @@ def rows(results: list[Trained]) -> list[Row]:
             "way": result.way.name,
             "final loss": float(result.losses[-1]),
             "accuracy": float(result.accuracies[-1]),
-            "from tf.nn": result.from_tf_nn(),
+            "ours - tf.nn": result.from_tf_nn(),
             "from Keras": result.from_curve_of(keras_right[result.task.name]),
             "seconds": result.seconds,
         }
@@ -34,10 +34,10 @@ def rows(results: list[Trained]) -> list[Row]:
     ]
 
 
-def as_text(rows: list[Row]) -> str:
-    lines = [list(COLUMNS)]
+def as_text(rows: list[Row], columns: dict[str, str] = COLUMNS) -> str:
+    lines = [list(columns)]
     lines += [
-        [format(row[name], form) for name, form in COLUMNS.items()] for row in rows
+        [format(row[name], form) for name, form in columns.items()] for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
@@ -52,6 +52,6 @@ def as_text(rows: list[Row]) -> str:
 
 def write_csv(rows: list[Row], path: Path) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

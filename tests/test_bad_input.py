@@ -20,10 +20,11 @@ from keras_logits import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
+from keras_logits.kernels import contract
 
 BACKEND = keras.config.backend()
 REMEDY = re.compile(
-    r"\b([Ww]rite|End the model|Leave|Reshape|Set|Give|Pass|mark the result)\b"
+    r"\b([Ww]rite|End the model|[Ll]eave|Reshape|Set|Give|Pass|mark the result)\b"
 )
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 Z = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
@@ -799,6 +800,8 @@ def words(node, functions, depth=2):
             found.append(words(functions[called], functions, depth - 1))
         if isinstance(part, ast.Name) and part.id in ("remedy", "_CAUSES"):
             found.append("Write")  # put together a few lines above
+        if isinstance(part, ast.Name) and part.id.startswith("NO_"):
+            found.append(getattr(contract, part.id))
     return " ".join(found)
 
 

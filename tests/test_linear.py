@@ -6,10 +6,10 @@ alike, and a wrong one would show.
 """
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import keras
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -88,7 +88,7 @@ def derived(function, arrays, asked=None, mode=MODE):
 
 
 def upstream(value):
-    if not value.shape:
+    if len(value.shape) == 0:
         return UPSTREAM
     weights = 1.0 + np.arange(math.prod(value.shape)) % 3
     return ops.convert_to_tensor(weights.reshape(value.shape), value.dtype)
@@ -200,13 +200,14 @@ class LinearProblem:
         worst += base.options["z_loss"] * 3.0 * (np.abs(z).max() + np.log(13)) ** 2
         worst += np.abs(value[np.isfinite(value)]).max(initial=0.0) * base.mass.max()
         count = len(own)
-        by_weight = (32 + count) * EPS * UPSTREAM * worst * count / base.denominator
+        whole = base.denominator or 1.0
+        by_weight = (32 + count) * EPS * UPSTREAM * worst * count / whole
         by_kernel = own @ features.reshape(-1, WIDTH)
         return {
             "features": own.reshape(*base.positions, 1) * kernel.max(self.classes_axis),
             "kernel": by_kernel if self.transposed else by_kernel[:, None],
             "bias": own.sum(),
-            "sample_weight": by_weight if base.denominator else 0.0,
+            "sample_weight": by_weight,
             "value": np.reshape(bounds.value, value.shape),
         }
 
@@ -311,3 +312,409 @@ def test_values_and_gradients_equal_those_of_the_plain_path(problem):
     expected = derived(problem.plain, problem.arrays)
     found = derived(problem.fused, problem.arrays)
     assert_same(found, expected, problem.allowances(expected[0]))
+
+
+FULL = {
+    "positions": (3, 5),
+    "classes": 13,
+    "softcap": 2.0,
+    "temperature": 0.5,
+    "class_weight": "list",
+    "label_smoothing": 0.1,
+    "focal_gamma": 2.0,
+    "z_loss": 1e-3,
+    "ignore_index": "a class",
+    "weight_rank": 2,
+    "chunk": 4,
+}
+compiles = pytest.mark.skipif(BACKEND == "torch", reason="torch compiles nothing")
+of_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="of its tapes")
+
+
+@compiles
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != MODE])
+def test_every_mode_gives_the_same(mode):
+    problem = stated(4, **FULL)
+    expected = derived(problem.fused, problem.arrays)
+    found = derived(problem.fused, problem.arrays, mode=mode)
+    assert_same(found, expected, problem.allowances(expected[0]))
+
+
+@of_tensorflow
+@pytest.mark.parametrize(("reduction", "jit"), [(MEAN, True), (None, False)])
+def test_a_tape_outside_of_a_compiled_function_gets_the_same(reduction, jit):
+    import tensorflow as tf
+
+    problem = stated(4, reduction=reduction, **FULL)
+    expected = derived(problem.fused, problem.arrays)
+    compiled = tf.function(problem.fused, jit_compile=jit)
+    found = derived(compiled, problem.arrays)
+    assert_same(found, expected, problem.allowances(expected[0]))
+
+
+ASKED = [
+    (("features",), MEAN),
+    (("kernel", "bias"), MEAN),
+    (("sample_weight",), MEAN),
+    (("bias",), None),
+    (("features", "sample_weight"), None),
+]
+
+
+@pytest.mark.parametrize(("asked", "reduction"), ASKED, ids=str)
+def test_what_is_frozen_changes_no_other_gradient(asked, reduction):
+    problem = stated(5, positions=(5,), chunk=2, weight_rank=1, reduction=reduction)
+    bounds = problem.allowances(derived(problem.fused, problem.arrays)[0])
+    value, gradients = derived(problem.plain, problem.arrays)
+    found = derived(problem.fused, problem.arrays, asked)
+    assert list(found[1]) == [*asked]
+    assert_same(found, (value, gradients), bounds)
+
+
+@pytest.mark.parametrize("how", ["ignored", "weight 0"])
+@pytest.mark.parametrize("reduction", [MEAN, None])
+def test_where_nothing_counts_everything_is_zero(how, reduction):
+    problem = stated(6, reduction=reduction, weight_rank=1)
+    if how == "ignored":
+        labels = np.full(7, -1)
+        problem = with_labels(problem, labels, ignore_index=-1)
+    else:
+        problem.arrays["sample_weight"][:] = 0.0
+    value, gradients = derived(problem.fused, problem.arrays)
+    assert not value.any()
+    for name in ("features", "kernel", "bias"):
+        assert not gradients[name].any()
+
+
+def with_labels(problem, labels, **options):
+    base = problem.base.but(labels=labels).opting(**options)
+    return LinearProblem(**{**vars(problem), "base": base})
+
+
+@pytest.mark.parametrize("reduction", [MEAN, None])
+def test_what_hides_behind_a_weight_of_zero_stays_there(reduction):
+    problem = stated(7, reduction=reduction, weight_rank=1)
+    weights = problem.arrays["sample_weight"]
+    weights[:] = [1.0, 0.0, 2.0, 0.0, 0.5, 3.0, 0.0]
+    expected = derived(problem.fused, problem.arrays)
+    hidden = {**problem.arrays, "features": problem.arrays["features"].copy()}
+    hidden["features"][1], hidden["features"][6] = np.nan, np.inf
+    labels = problem.base.labels.astype("int32")
+    labels[3] = 10**6
+    found = derived(with_labels(problem, labels).fused, hidden)
+    assert_same(found, expected, problem.allowances(expected[0]))
+    assert not found[1]["features"][weights == 0].any()
+
+
+@pytest.mark.parametrize("positions", [(), (0,), (2, 0)])
+def test_a_position_alone_and_none_at_all(positions):
+    rng = np.random.default_rng(8)
+    x, kernel = eighths(rng, 1.0, (*positions, WIDTH)), eighths(rng, 1.0, (WIDTH, 11))
+    labels = np.full(positions, 4)
+
+    def fused(features, kernel):
+        return linear_softmax_cross_entropy(features, kernel, labels, reduction=None)
+
+    def plain(features, kernel):
+        logits = ops.matmul(features, kernel)
+        return SoftmaxCrossEntropy(True, reduction=None)(labels, logits)
+
+    arrays = {"features": x, "kernel": kernel}
+    value, gradients = derived(fused, arrays)
+    expected, expected_gradients = derived(plain, arrays)
+    assert value.shape == positions
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected_gradients[name], atol=1e-6)
+
+
+# Digits
+
+
+class Truth:
+    """The mean over positions by their weights, by NumPy, in more digits."""
+
+    def __init__(self, x, kernel, bias, labels, weights):
+        z = x @ kernel + bias
+        e = np.exp(z - z.max(-1, keepdims=True))
+        p = e / e.sum(-1, keepdims=True)
+        rows = np.arange(len(x))
+        shares = weights / weights.sum()
+        losses = np.log(e.sum(-1)) - (z - z.max(-1, keepdims=True))[rows, labels]
+        p[rows, labels] -= 1.0
+        by_logits = UPSTREAM * shares[:, None] * p
+        self.value = np.sum(shares * losses)
+        self.gradients = {
+            "features": by_logits @ kernel.T,
+            "kernel": x.T @ by_logits,
+            "bias": by_logits.sum(0),
+        }
+
+
+class Rough:
+    """A problem whose every product is rounded."""
+
+    def __init__(self, features="float32", kernel="float32", classes=101):
+        rng = np.random.default_rng(9)
+        count = 83
+        self.labels = rng.integers(0, classes, count)
+        # Of few digits, so that these are the same in every dtype.
+        self.weights = rng.choice([0.25, 0.5, 2.0], count)
+        self.arrays = {
+            "features": as_dtype(rng.normal(size=(count, 16)), features),
+            "kernel": as_dtype(rng.normal(size=(16, classes)) / 4, kernel),
+            "bias": as_dtype(rng.normal(size=classes), kernel),
+        }
+
+    def truth(self):
+        x, kernel, bias = (wide(array) for array in self.arrays.values())
+        # A kernel is used in the dtype of the features.
+        kernel = wide(as_dtype(kernel, self.arrays["features"].dtype))
+        return Truth(x, kernel, bias, self.labels, self.weights)
+
+    def fused(self, chunk):
+        classes = self.arrays["bias"].shape[0]
+
+        def run(features, kernel, bias):
+            return linear_softmax_cross_entropy(
+                features,
+                kernel,
+                self.labels,
+                bias=bias,
+                sample_weight=self.weights,
+                memory_budget=chunk * plan.BUFFERS * plan.FLOAT * classes,
+            )
+
+        return derived(run, self.arrays)
+
+    def plain(self):
+        def run(features, kernel, bias):
+            kernel = ops.cast(ops.cast(kernel, features.dtype), "float32")
+            z = ops.matmul(ops.cast(features, "float32"), kernel)
+            z = z + ops.cast(bias, "float32")
+            return SoftmaxCrossEntropy(True)(self.labels, z, self.weights)
+
+        return derived(run, self.arrays)
+
+
+def as_dtype(array, dtype):
+    return array.astype(getattr(ml_dtypes, str(dtype), dtype))
+
+
+def wide(array):
+    return array.astype("float64")
+
+
+def errors(solution, truth):
+    """The relative error of the value, and of each gradient, in the Frobenius norm."""
+    value, gradients = solution
+    found = {"value": value, **gradients}
+    true = {"value": truth.value, **truth.gradients}
+    return {
+        name: np.linalg.norm(found[name] - true[name]) / np.linalg.norm(true[name])
+        for name in true
+    }
+
+
+DTYPES = [
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("float16", "float16"),
+    ("bfloat16", "float32"),  # mixed precision
+]
+
+
+@pytest.mark.parametrize("dtypes", DTYPES, ids=str)
+def test_the_error_is_that_of_the_plain_path_with_logits_in_float32(dtypes):
+    problem = Rough(*dtypes)
+    truth = problem.truth()
+    allowed = errors(problem.plain(), truth)
+    for chunk, chunks in ((1, 83), (9, 10), (83, 1)):
+        # Each chunk is added with one rounding, and these add up as in a random walk.
+        rounding = EPS / 2 * max(1.0, chunks**0.5 / 2)
+        for name, error in errors(problem.fused(chunk), truth).items():
+            assert error <= 1.05 * allowed[name] + rounding, (chunk, name)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="float64 is a switch for the process")
+def test_float64_stays_float64():
+    problem = Rough("float64", "float64", classes=11)
+    value, gradients = problem.fused(9)
+    assert {array.dtype.name for array in (value, *gradients.values())} == {"float64"}
+    for error in errors((value, gradients), problem.truth()).values():
+        assert error <= 1e-14
+
+
+# Bad input
+
+BAD = np.array([3, 11, 0, -1, 10, 2, 2])
+
+
+@pytest.mark.parametrize("reduction", [MEAN, None])
+def test_a_bad_label_is_an_error_in_eager_code(reduction):
+    problem = with_labels(stated(10, reduction=reduction), BAD)
+    tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
+    with pytest.raises(ValueError, match=r"labels.* 2 .*-1"):
+        problem.fused(**tensors)
+
+
+@compiles
+@pytest.mark.parametrize("reduction", [MEAN, None])
+def test_a_bad_label_is_nan_and_harmless_in_compiled_code(reduction):
+    problem = with_labels(stated(10, reduction=reduction), BAD)
+    value, gradients = derived(problem.fused, problem.arrays, mode="jit")
+    if reduction is None:
+        assert np.flatnonzero(np.isnan(value)).tolist() == [1, 3]
+    else:
+        assert np.isnan(value)
+    assert not gradients["features"][[1, 3]].any()
+    for name in ("features", "kernel", "bias"):
+        assert np.isfinite(gradients[name]).all()
+        assert gradients[name].any()
+
+
+WRONG = {
+    "kernel": ({"kernel": (4, 11)}, r"kernel.*\(7, 5\).*\(4, 11\)"),
+    "transposed kernel": ({"kernel": (11, 5)}, r"\(7, 5\).*\(11, 5\).*=True"),
+    "vector": ({"kernel": (5,)}, r"kernel.*\(7, 5\).*\(5,\)"),
+    "bias": ({"bias": (5,)}, r"bias.*\(5,\).*\(5, 11\)"),
+    "labels": ({"labels": (6,)}, r"labels.*\(6,\).*\(7, 11\)"),
+    "sample_weight": ({"sample_weight": (6,)}, r"sample_weight.*\(6,\).*\(7,\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_shapes_that_do_not_agree_are_both_in_the_message(case):
+    shapes, match = WRONG[case]
+    given = {"features": (7, 5), "kernel": (5, 11), "bias": (11,), "labels": (7,)}
+    arrays = {name: np.ones(s, "float32") for name, s in {**given, **shapes}.items()}
+    with pytest.raises(ValueError, match=match):
+        linear_softmax_cross_entropy(**arrays)
+
+
+def test_a_budget_too_small_for_one_token_is_one_token_with_a_warning():
+    problem = stated(11, chunk=1)
+    expected = derived(problem.fused, problem.arrays)
+    small = LinearProblem(**{**vars(problem), "budget": 87})
+    with pytest.warns(UserWarning, match="memory_budget=87, where 88 bytes"):
+        found = derived(small.fused, problem.arrays)
+    assert_same(found, expected, problem.allowances(expected[0]))
+
+
+# Derived again
+
+LINEAR = ("features", "kernel", "bias")
+again = pytest.mark.parametrize("reduction", [MEAN, None])
+
+
+@again
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "jit"] or MODES)
+def test_a_second_derivative_is_refused_with_the_way_out(mode, reduction):
+    problem = stated(12, reduction=reduction, weight_rank=1, chunk=2)
+    tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
+    firsts = LINEAR if reduction is None else (*LINEAR, "sample_weight")
+    for first in firsts:
+        for second in LINEAR:
+            with pytest.raises(ValueError, match="fused=False"):
+                derived_twice(problem.fused, tensors, first, second, mode)
+
+
+def derived_twice(function, tensors, first, second, mode):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def run(tensors):
+            with tf.GradientTape() as outer:
+                outer.watch(tensors[second])
+                with tf.GradientTape() as tape:
+                    tape.watch(tensors[first])
+                    value = function(**tensors)
+                slopes = tf.reduce_sum(tape.gradient(value, tensors[first]) ** 2)
+            return outer.gradient(slopes, tensors[second])
+
+        return (run if mode == "eager" else tf.function(run))(tensors)
+    if BACKEND == "torch":
+        import torch
+
+        tensors = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        total = function(**tensors).sum()
+        slopes = torch.autograd.grad(total, tensors[first], create_graph=True)[0]
+        return torch.autograd.grad(slopes.square().sum(), tensors[second])
+    import jax
+
+    def slopes(of_second):
+        given = {**tensors, second: of_second}
+
+        def total(of_first):
+            return function(**{**given, first: of_first}).sum()
+
+        return jax.grad(total)(given[first])
+
+    return jax.jacfwd(slopes)(tensors[second])
+
+
+@again
+@pytest.mark.skipif(BACKEND != "jax", reason="of its two modes")
+def test_reverse_over_reverse_is_refused_as_well(reduction):
+    import jax
+
+    problem = stated(12, reduction=reduction)
+
+    def slopes(kernel):
+        given = {**problem.arrays, "kernel": kernel}
+        return jax.grad(lambda k: problem.fused(**{**given, "kernel": k}).sum())(kernel)
+
+    with pytest.raises(ValueError, match="fused=False"):
+        jax.grad(lambda kernel: (slopes(kernel) ** 2).sum())(problem.arrays["kernel"])
+
+
+@again
+def test_a_second_backward_pass_gives_the_same_gradients(reduction):
+    problem = stated(13, reduction=reduction, chunk=2)
+    tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
+    first, second = twice(problem.fused, tensors)
+    _, expected = derived(problem.plain, problem.arrays)
+    for name, one, other in zip(tensors, first, second, strict=True):
+        np.testing.assert_array_equal(numpy_of(one), numpy_of(other))
+        np.testing.assert_allclose(numpy_of(one), expected[name], rtol=1e-4, atol=1e-6)
+
+
+def twice(function, tensors):
+    """The gradients of one forward pass, by all tensors, from two backward passes."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(tensors)
+            value = function(**tensors)
+            total = tf.reduce_sum(value * upstream(value))
+        wanted = list(tensors.values())
+        return tape.gradient(total, wanted), tape.gradient(total, wanted)
+    if BACKEND == "torch":
+        import torch
+
+        wanted = [tensor.requires_grad_() for tensor in tensors.values()]
+        value = function(**tensors)
+        total = (value * upstream(value)).sum()
+        return [
+            torch.autograd.grad(total, wanted, retain_graph=again)
+            for again in (True, False)
+        ]
+    import jax
+
+    value, back = jax.vjp(lambda tensors: function(**tensors), tensors)
+    weights = value * 0 + upstream(value)
+    return [[back(weights)[0][name] for name in tensors] for _ in range(2)]
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="whose tapes pass over labels")
+@again
+def test_the_gradient_by_labels_is_refused(reduction):
+    problem = stated(14, labels="distributions", reduction=reduction)
+    arrays = {**problem.arrays, "labels": problem.base.labels}
+
+    def fused(labels, **arrays):
+        return with_labels(problem, labels).fused(**arrays)
+
+    with pytest.raises(ValueError, match=r"labels.*fused=False"):
+        derived(fused, arrays, ("labels",), mode="eager")

@@ -159,14 +159,15 @@ def test_a_sure_and_wrong_softmax_has_a_gradient(returns, mode):
     last.build((None, 3))
 
     def value_and_total(features):
-        value = loss(np.array([1]), last(features))
+        value = loss(np.array([1, 1]), last(features))
         return value, value
 
-    features = np.array([[40.0, 0.0, 0.0]], "float32")
+    # The second label's share is 0 even as a number of float32.
+    features = np.array([[40.0, 0.0, 0.0], [200.0, 0.0, 0.0]], "float32")
     value, gradient = derived(value_and_total, features, mode)
-    np.testing.assert_allclose(value, 40.0, rtol=1e-6)
-    expected = softmax(features) - np.eye(3)[[1]]
-    np.testing.assert_allclose(gradient, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, 120.0, rtol=1e-6)
+    expected = (softmax(features) - np.eye(3)[[1, 1]]) / 2
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-30)
 
 
 @modes

@@ -60,6 +60,8 @@ def weighted(
     figures: tuple[str, ...] = (),
 ) -> Weighted:
     """Losses with their gradients, as `contract.py` has it, and figures without."""
+    if isinstance(scores, LinearLogits) and 0 in scores.shape:
+        scores = logits_of(scores)  # of no tokens, which is nothing to loop over
     if isinstance(scores, LinearLogits):
         batch = (labels, scores, weights, constants)
         return _weighted_linear(formula, *batch, summed, figures)

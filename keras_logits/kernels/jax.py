@@ -140,7 +140,9 @@ def _linear_forward(formula: LinearFormula, summed: bool, *batch: Any) -> Any:
     found = pass_over(formula, wanted if summed else NOTHING, _VERBS, *batch)
     result = _result(found, batch[2], summed)
     if summed:
-        return result, (found.losses, found.gradients, None)
+        # Arrays of no size tell the dtypes: residuals are arrays.
+        like = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), batch[0])
+        return result, (found.losses, found.gradients, (like,))
     # What is wanted is told by the structure, which is known when this is traced.
     asked = Linear(*(() if want else None for want in wanted))
     return result, (found.losses, asked, batch)
@@ -151,15 +153,21 @@ def _linear_backward(
 ) -> tuple[Any, ...]:
     losses, gradients, batch = saved
     up, _ = upstream
-    if summed:
-        by_linear = jax.tree.map(lambda g: up.astype(g.dtype) * g, gradients)
-    else:
+    linear = batch[0]
+    if not summed:
         wanted = Wanted(*(want is not None for want in gradients))
-        linear, labels, weights, class_weights = batch
+        _, labels, weights, class_weights = batch
         batch = (linear, labels, weights * up, class_weights)
         unwatched = replace(formula, figures=())
-        by_linear = pass_over(unwatched, wanted, _VERBS, *batch).gradients
-    return by_linear, None, up * losses, None
+        gradients = pass_over(unwatched, wanted, _VERBS, *batch).gradients
+        up = jnp.ones_like(losses, shape=())
+    by_linear = Linear(
+        *(
+            None if g is None else (up * g).astype(x.dtype)
+            for g, x in zip(gradients, linear, strict=True)
+        )
+    )
+    return by_linear, None, upstream[0] * losses, None
 
 
 _linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)

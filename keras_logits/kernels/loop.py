@@ -53,7 +53,11 @@ class Verbs(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One loss for each token, 0 where its weight is 0, and what was asked for."""
+    """One loss for each token, 0 where its weight is 0, and what was asked for.
+
+    Gradients are as accurate as they were summed: a caller rounds them to the dtypes of
+    what they are by, once, when it has multiplied them by what comes from upstream.
+    """
 
     losses: Tensor
     gradients: Linear
@@ -121,11 +125,8 @@ def pass_over(
         if getattr(wanted, name):
             sums[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
     sums = ops.fori_loop(0, (count + chunk - 1) // chunk, step, sums)
-    gradients = [
-        ops.cast(sums[name], tensor.dtype) if name in sums else None
-        for name, tensor in zip(Wanted._fields, linear, strict=True)
-    ]
-    return Found(sums["losses"], Linear(*gradients), sums.get("figures"))
+    gradients = Linear(*(sums.get(name) for name in Wanted._fields))
+    return Found(sums["losses"], gradients, sums.get("figures"))
 
 
 def _add_product(

@@ -101,24 +101,24 @@ def _along(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
     A function of its own, because forward mode does not see through a tape that a
     backward pass opens.
     """
+    return _function(functools.partial(_derivatives, formula))
 
-    @functools.partial(tf.function, reduce_retracing=True)
-    def run(
-        upstream: Tensor,
-        scores: Tensor,
-        weights: Tensor,
-        labels: Tensor,
-        *constants: Tensor | None,
-    ) -> list[Tensor | None]:
-        inputs = [scores, weights, labels]
-        with tf.GradientTape() as tape:
-            tape.watch([x for x in inputs if x.dtype.is_floating])
-            closed = gradient_of_scores(formula, labels, scores, weights, constants)
-            along = tf.reduce_sum(upstream * closed)
-        found: list[Tensor | None] = tape.gradient(along, inputs)
-        return found
 
-    return run
+def _derivatives(
+    formula: Formula,
+    upstream: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    *constants: Tensor | None,
+) -> list[Tensor | None]:
+    inputs = [scores, weights, labels]
+    with tf.GradientTape() as tape:
+        tape.watch([x for x in inputs if x.dtype.is_floating])
+        closed = gradient_of_scores(formula, labels, scores, weights, constants)
+        along = tf.reduce_sum(upstream * closed)
+    found: list[Tensor | None] = tape.gradient(along, inputs)
+    return found
 
 
 def _by_the_rest(
@@ -149,6 +149,16 @@ def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
     return tuple(None if x is None else x.shape.rank for x in tensors)
 
 
+def _function(run: functools.partial[Any], **options: Any) -> Callable[..., Any]:
+    """A compiled function, of a partial.
+
+    TensorFlow counts tracings by the code that they are of, and would warn that one
+    function was traced for each formula. A partial is counted by itself.
+    """
+    function: Callable[..., Any] = tf.function(run, reduce_retracing=True, **options)
+    return function
+
+
 def _value_and_gradient(
     formula: Formula,
     summed: bool,
@@ -171,11 +181,8 @@ def _compiled(
     One for all sizes, but for each set of ranks: a trace that TensorFlow relaxed from
     two of them would know no rank at all.
     """
-    # TensorFlow counts tracings by the code that they are of, and would warn that one
-    # function was traced for each formula. A partial is counted by itself.
     run = functools.partial(_value_and_gradient, formula, summed)
-    by_xla = tf.function(run, jit_compile=True, reduce_retracing=True)
-    as_graph = tf.function(run, reduce_retracing=True)
+    by_xla, as_graph = _function(run, jit_compile=True), _function(run)
 
     def choose(labels: Tensor, scores: Tensor, *rest: Any) -> Any:
         size = scores.shape.num_elements()
@@ -226,11 +233,12 @@ def weighted_linear(
                     again = _compiled_pass(replace(formula, figures=()), asked)
                     batch = (given, labels, weights * upstream, class_weights)
                     gradients = again(*batch).gradients
+            batch = [weights, features, kernel, *bias]
             return [
-                None if g is None else _not_again(tf.cast(u, g.dtype) * g, *given[:2])
-                for u, g in [
-                    (upstream, found.losses),
-                    *((up, g) for g in gradients[: 2 + len(bias)]),
+                None if g is None else _not_again(tf.cast(u * g, x.dtype), *batch)
+                for x, u, g in [
+                    (weights, upstream, found.losses),
+                    *((x, up, g) for x, g in zip(batch[1:], gradients, strict=False)),
                 ]
             ]
 
@@ -261,7 +269,7 @@ def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     verbs = Verbs(matmul, _add_rows)
     run = functools.partial(pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.
-    return tf.function(run, jit_compile=True, reduce_retracing=True)
+    return _function(run, jit_compile=True)
 
 
 def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:

@@ -184,11 +184,13 @@ class _Linear(torch.autograd.Function):
             with torch.no_grad():
                 gradients = _pass_over(unwatched, ctx.wanted, *batch).gradients
             up = torch.ones((), dtype=upstream.dtype, device=upstream.device)
+        inputs = (*linear, weights)
         by_linear = [
-            None if g is None else _NotAgain.apply(up.to(g.dtype) * g, *linear[:2])
-            for g in gradients
+            None if g is None else _NotAgain.apply((up * g).to(x.dtype), *inputs)
+            for x, g in zip(linear, gradients, strict=True)
         ]
-        return *by_linear, upstream * losses, None, None, None, None
+        by_weights = _NotAgain.apply(upstream * losses, *inputs)
+        return *by_linear, by_weights, None, None, None, None
 
 
 class _NotAgain(torch.autograd.Function):
@@ -243,11 +245,7 @@ def _pass_over(
             into.addmm_(x.T, gradient)
         if by_bias is not None:
             by_bias += gradient.sum(0)
-    gradients = [
-        None if total is None else total.to(x.dtype)
-        for x, total in zip(linear, sums, strict=True)
-    ]
-    return Found(losses, Linear(*gradients), seen)
+    return Found(losses, Linear(*sums), seen)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,0 +1,298 @@
+"""The fused loss, from features to gradients, against forms that hold all logits.
+
+    python benchmarks/linear_cross_entropy.py [--quick] [--cases fit sizes ...]
+
+Times are medians of contenders that take turns, as ratios within a framework. Where
+memory is compared, each contender has a process of its own: memory is what XLA says
+that it keeps for temporaries, and how far the peak of the resident set rises in the
+first run, compilation and results included. The cases:
+
+    function  one loss with its gradients: vocabularies of 32768, 65536 and 131072
+    tokens    memory under a growing number of tokens
+    fit       whole steps of `fit` and `evaluate`, with a vocabulary of 65536
+    budgets   time under memory budgets of 1/4, 1/8 and 1/16 of the plain temporaries
+    chunks    chunks of 64 to 2048 tokens against the planned one
+    valid     60 % of the tokens against all of them
+    options   each option of the loss alone against none
+    sizes     fused against plain over sizes of the vocabulary: where "auto" begins
+
+The cases take about 20 minutes on two quiet cores and 16 GB of memory, all together;
+`--quick` runs them at small sizes in about 2, and its figures mean nothing.
+
+Writes `benchmarks/results/linear_cross_entropy.md` and `.json`, where cases that are
+not run again stay as they are; `--quick` writes into `benchmarks/scratch/` instead.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import linear_report
+from linear_contenders import (
+    FORWARD,
+    FUSED,
+    KERAS,
+    OPTIONS,
+    PEERS,
+    PLAIN,
+    PRODUCTS,
+    TORCH_CHUNKED,
+    Problem,
+    prepare,
+)
+from side_by_side import (
+    BACKENDS,
+    RESULTS,
+    Measured,
+    compared,
+    host,
+    machine,
+    versions,
+    write,
+)
+
+SCRATCH = Path(__file__).parent / "scratch"
+XLA = ("tensorflow", "jax")
+Seat = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders on one backend, and which of them each is compared to.
+
+    Seats that measure memory hold one contender each; the others share a process.
+    """
+
+    backend: str
+    title: str
+    seats: list[Seat]
+    reference: str | Callable[[str], str]
+    rounds: int
+    memory: bool = True
+    pairs: bool = field(default=False)  # each has a reference of its own
+
+    def reference_of(self, name: str) -> str:
+        return (
+            self.reference if isinstance(self.reference, str) else self.reference(name)
+        )
+
+    def measured(self) -> dict[str, Any]:
+        found = compared(__file__, self.backend, self.seats, self.rounds)
+        rows = [self._row(name, found) for name in found]
+        shown = {"memory": self.memory, "pairs": self.pairs, "rounds": self.rounds}
+        return {"backend": self.backend, "title": self.title, **shown, "rows": rows}
+
+    def _row(self, name: str, found: dict[str, Measured]) -> dict[str, Any]:
+        row = {"name": name, **found[name]._asdict()}
+        reference = self.reference_of(name)
+        if reference in found:
+            row["reference"] = reference
+            for key, value in found[reference]._asdict().items():
+                row[f"{key}_ratio"] = row[key] / value if row[key] and value else None
+        return row
+
+
+def given(name: str, problem: Problem, form: str, **more: Any) -> dict[str, Any]:
+    sizes = (problem.tokens, problem.width, problem.classes, problem.valid)
+    return {"name": name, "problem": sizes, "form": form, **more}
+
+
+def alone(contenders: list[dict[str, Any]]) -> list[Seat]:
+    return [{"kind": "function", "contenders": [c]} for c in contenders]
+
+
+def together(contenders: list[dict[str, Any]]) -> list[Seat]:
+    return [{"kind": "function", "contenders": contenders}]
+
+
+def function(backend: str, quick: bool) -> Iterator[Comparison]:
+    """All forms at the least vocabulary; those that decide, at the larger ones."""
+    peer = PEERS[backend]
+    every = [PLAIN, KERAS, peer, PRODUCTS, FUSED, FORWARD]
+    sizes: list[tuple[Problem, list[str], int]] = [
+        (Problem(8192, 512, 32768), every, 2),
+        (Problem(8192, 512, 65536), [PLAIN, peer, PRODUCTS, FUSED], 3),
+        # So long a run is its own average.
+        (Problem(8192, 512, 131072), [PLAIN, FUSED], 1),
+    ]
+    if backend == "torch":
+        sizes = [(Problem(1024, 512, 32768), [*every, TORCH_CHUNKED], 3)]
+    if quick:
+        sizes = [(Problem(512, 64, 8192), sizes[0][1], 2)]
+    for problem, forms, rounds in sizes:
+        contenders = [given(form, problem, form) for form in forms]
+        seats = together(contenders) if quick else alone(contenders)
+        yield Comparison(backend, str(problem), seats, PLAIN, rounds, memory=not quick)
+
+
+def tokens(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend not in XLA:
+        return
+    width, classes, counts = 128, 32768, [2048, 4096, 8192, 16384, 32768]
+    if quick:
+        width, classes, counts = 32, 8192, [512, 1024]
+    problems = {f"{count} tokens": Problem(count, width, classes) for count in counts}
+    contenders = [given(name, problem, FUSED) for name, problem in problems.items()]
+    title = f"tokens x {width} x {classes}"
+    yield Comparison(backend, title, alone(contenders), next(iter(problems)), 1)
+
+
+def fit(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend not in XLA:
+        return
+    sizes = (4, 64, 32, 8192) if quick else (8, 512, 256, 65536)
+    ours = {"form": FUSED, "jit": True, "fused": "auto"}
+    seats: list[Seat] = [
+        {"name": "Keras, jit", "form": KERAS, "jit": True},
+        {"name": "keras_logits, plain, jit", **ours, "fused": False},
+        {"name": "keras_logits, fused, jit", **ours},
+        {"name": "keras_logits, fused, jit, all reports", **ours, "reports": True},
+    ]
+    if backend == "tensorflow":
+        seats += [
+            {"name": "Keras, graph", "form": KERAS, "jit": False},
+            {"name": "keras_logits, fused, graph", **ours, "jit": False},
+        ]
+    sequences, length, width, classes = sizes
+    yield Comparison(
+        backend,
+        f"{sequences} x {length} tokens, width {width}, vocabulary {classes}",
+        [{"kind": "fit", "sizes": sizes, **seat} for seat in seats],
+        lambda name: f"Keras, jit: {name.rpartition(': ')[2]}",
+        3,
+    )
+
+
+def budgets(backend: str, quick: bool) -> Iterator[Comparison]:
+    """At a shape where the budgets, and not the speed, decide on the chunk."""
+    if backend not in XLA:
+        return
+    problem = Problem(512, 64, 8192) if quick else Problem(2048, 512, 32768)
+    contenders = [given(PLAIN, problem, PLAIN), given(FUSED, problem, FUSED)]
+    for part in (4,) if quick else (4, 8, 16):
+        share = {"share_of": (PLAIN, 1 / part)}
+        contenders.append(given(f"budget 1/{part}", problem, FUSED, **share))
+    yield Comparison(backend, str(problem), alone(contenders), PLAIN, 5)
+
+
+def chunks(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend != "jax":
+        return
+    sizes = [
+        (2048, 256, 32768),
+        (4096, 256, 16384),
+        (2048, 512, 16384),
+        (2500, 128, 50257),
+        (3001, 256, 20011),
+        (4099, 64, 32003),
+    ]
+    if quick:
+        sizes = [(512, 32, 8192), (601, 32, 9001)]
+    for size in sizes:
+        problem = Problem(*size)
+        contenders = [given("planned", problem, FUSED)]
+        contenders += [
+            given(f"{chunk}", problem, FUSED, chunk=chunk)
+            for chunk in (64, 128, 256, 512, 1024, 2048)
+        ]
+        yield Comparison(
+            backend, str(problem), together(contenders), "planned", 3, memory=False
+        )
+
+
+def valid(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend not in XLA:
+        return
+    tokens, width, classes = (1024, 64, 8192) if quick else (4096, 512, 32768)
+    contenders = [
+        given(name, Problem(tokens, width, classes, share), FUSED)
+        for name, share in (("all tokens", 1.0), ("60 % of the tokens", 0.6))
+    ]
+    title = str(Problem(tokens, width, classes))
+    yield Comparison(
+        backend, title, together(contenders), "all tokens", 3, memory=False
+    )
+
+
+def options(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend not in XLA:
+        return
+    problem = Problem(512, 64, 8192) if quick else Problem(2048, 256, 32768)
+    contenders = [given("no option", problem, FUSED)]
+    for name, chosen in OPTIONS.items():
+        contenders.append(given(name, problem, FUSED, options=chosen))
+    rounds = 2 if quick else 5
+    yield Comparison(
+        backend, str(problem), together(contenders), "no option", rounds, memory=False
+    )
+
+
+def sizes(backend: str, quick: bool) -> Iterator[Comparison]:
+    if backend not in XLA:
+        return
+    tokens, width = (512, 64) if quick else (2048, 256)
+    vocabularies = [2**k for k in range(8, 12 if quick else 17)]
+    contenders = [
+        given(f"{classes} classes, {word}", Problem(tokens, width, classes), form)
+        for classes in vocabularies
+        for word, form in (("plain", PLAIN), ("fused", FUSED))
+    ]
+    yield Comparison(
+        backend,
+        f"{tokens} x {width} x classes",
+        together(contenders),
+        lambda name: name.replace("fused", "plain"),
+        3 if quick else 5,
+        memory=False,
+        pairs=True,
+    )
+
+
+CASES = {
+    case.__name__: case
+    for case in (function, tokens, fit, budgets, chunks, valid, options, sizes)
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--backends", nargs="+", default=BACKENDS, choices=BACKENDS)
+    parser.add_argument("--host", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.host:
+        host(chosen.backends[0], prepare)
+        return
+    folder = SCRATCH if chosen.quick else RESULTS
+    path = folder / "linear_cross_entropy.json"
+    data = json.loads(path.read_text()) if path.exists() else {}
+    for case in chosen.cases:
+        data[case] = run(case, chosen.backends, chosen.quick)
+        data = {name: data[name] for name in CASES if name in data}
+        write(path.stem, data, linear_report.as_markdown(data), folder)
+    print(f"\n{linear_report.as_markdown(data)}")
+
+
+def run(case: str, backends: list[str], quick: bool) -> dict[str, Any]:
+    comparisons = itertools.chain.from_iterable(
+        CASES[case](backend, quick) for backend in backends
+    )
+    done = []
+    for comparison in comparisons:
+        print(f"{case}, {comparison.backend}, {comparison.title}", end=" ", flush=True)
+        start = time.perf_counter()
+        done.append(comparison.measured())
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    return {"machine": machine(), "versions": versions(), "comparisons": done}
+
+
+if __name__ == "__main__":
+    main()
