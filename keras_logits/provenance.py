@@ -10,6 +10,7 @@ from typing import Any
 
 from keras_logits import kernels
 from keras_logits._typing import Activation, Tensor
+from keras_logits.kernels.contract import LinearLogits
 
 _ATTRIBUTE = "_keras_logits_mark"
 
@@ -25,12 +26,15 @@ class Mark:
             which could then never be freed.
         head: the layer of ours that set the mark, while somebody else holds it.
         features: what the head computed the logits from, if it did.
+        linear: how it did, with its weights as they were in the step that is being
+            compiled. On JAX the head itself holds them only while Keras says so.
     """
 
     activation: Activation
     logits: Tensor | None = None
     head: Any = None
     features: Tensor | None = None
+    linear: LinearLogits | None = None
 
     def __repr__(self) -> str:
         holds = "logits" if self.logits is None else "probabilities"

@@ -31,6 +31,9 @@ from keras_logits import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
+from keras_logits.kernels import plan
+from keras_logits.maths.figures import FIGURES, OF_UNITS
+from keras_logits.objects import fusing
 
 ROOT = Path(__file__).parents[1]
 BACKEND = keras.config.backend()
@@ -95,15 +98,15 @@ def assert_shown(printed, shown):
 
 def rows_under(heading, path=README):
     """The cells of all tables in a section, without the headings."""
-    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", *_of(path))[1]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
+    lines = [x for x in section_of(heading, path).splitlines() if x.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     rules = [i for i, row in enumerate(rows) if set(row[0]) <= set("- ")]
     return [row for i, row in enumerate(rows) if i not in rules and i + 1 not in rules]
 
 
-def _of(path):
-    return path.read_text(), re.MULTILINE | re.DOTALL
+def section_of(heading, path=README):
+    start = rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)"
+    return re.search(start, path.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
 @each_document
@@ -205,6 +208,27 @@ def test_every_option_is_listed_with_its_default():
     assert set(listed) == ours
     for name in ours - {"name"}:
         assert listed[name].strip('"') == accepted[name], name
+
+
+def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
+    listed = {name.strip('`"'): told for name, told in rows_under("Reports")}
+    assert set(listed) == set(FIGURES)
+    of_softmax = {name for name, told in listed.items() if "softmax only" in told}
+    assert of_softmax == set(FIGURES) - set(OF_UNITS)
+
+
+def test_the_numbers_of_the_fused_pass_are_told_as_they_are():
+    section = " ".join(section_of("Large vocabularies").split())
+    for told in (
+        f"From {fusing.FUSED_FROM} classes on",
+        f"{plan.DEFAULT_BUDGET // 2**20} MiB by default",
+        f"On a CPU no chunk has more than {plan.ENOUGH_ROWS['cpu']} tokens",
+        f"none more than {plan.ENOUGH_ROWS['accelerator']}",
+    ):
+        assert told in section, told
+    options = {name.strip("`"): does for name, _, does in rows_under("Options")}
+    assert f"from {fusing.FUSED_FROM} classes" in options["fused"]
+    assert f"{plan.DEFAULT_BUDGET // 2**20} MiB" in options["memory_budget"]
 
 
 def test_a_wrong_flag_trains_badly_and_in_silence():

@@ -450,6 +450,23 @@ def test_a_unit_at_minus_infinity_is_certainly_negative(options):
 # What is small
 
 
+def test_a_scaled_loss_lifts_the_gradients_that_float16_cannot_hold():
+    """As under a LossScaleOptimizer: the scale comes before any rounding."""
+    problem, rows = Problem("ids", "plain", "float16"), 4099
+    rng = np.random.default_rng(0)
+    ids, scale = rng.integers(0, 11, rows), 2.0**17  # the largest float16 is 65504
+    problem.logits = rng.normal(size=(rows, 11)).astype("float16")
+    loss = SoftmaxCrossEntropy(True)
+
+    def scaled(z):
+        value = loss(ids, z)
+        return value, value * scale
+
+    _, gradient = solve(scaled, problem)
+    exact = softmax_by_hand(np.eye(11)[ids], problem.logits.astype("float64"))
+    np.testing.assert_allclose(gradient, scale / rows * exact.gradient, rtol=1e-3)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_unit_that_is_nearly_right_keeps_the_digits_of_its_gradient(label, gamma):

@@ -10,12 +10,14 @@ from keras_logits import (
     MarkLogits,
     SigmoidCrossEntropy,
     SoftmaxCrossEntropy,
+    kernels,
     logit,
     probabilities,
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
 from keras_logits._keras_private import set_keras_mask
+from keras_logits.maths.softmax import SoftmaxFormula
 from strategies import BACKEND, MEAN, MODE, MODES, REDUCTIONS, derived
 
 COMPILED = {
@@ -296,6 +298,21 @@ def test_a_compiled_mean_over_negative_weights_is_nan_without_a_gradient(mode):
     value, gradient = solved(loss, ROW_IDS, ROWS, NEGATIVE, mode)
     assert np.isnan(value)
     np.testing.assert_array_equal(gradient, np.zeros_like(ROWS))
+
+
+def test_a_weight_that_is_nan_pulls_nothing():
+    weights = np.array([1.0, np.nan, 1.0, 0.0, 1.0, 1.0], "float32")
+    formula = SoftmaxFormula(ids=True, classes=4)
+
+    def value_and_total(z):
+        given = ops.convert_to_tensor(ROW_IDS), z, ops.convert_to_tensor(weights)
+        value = kernels.weighted(formula, *given, (None,), False)
+        return value, ops.sum(value)
+
+    value, gradient = derived(value_and_total, ROWS, MODE)
+    slopes = np.exp(log_softmax(ROWS)) - np.eye(4)[ROW_IDS]
+    assert_near(value, weights * cross_entropies(ROWS, ROW_IDS))
+    assert_near(gradient, np.nan_to_num(weights)[:, None] * slopes)
 
 
 @pytest.mark.parametrize("cls", [SoftmaxCrossEntropy, SigmoidCrossEntropy])

@@ -88,8 +88,11 @@ def reported(logs, head, names=ALL, prefix=""):
 
 
 def evaluated(model, x, y, **kwargs):
-    """In batches of 5, 5 and 3, whose means do not weigh the same."""
-    return model.evaluate(x, y, batch_size=5, verbose=0, return_dict=True, **kwargs)
+    return model.evaluate(x, y, verbose=0, return_dict=True, **kwargs)
+
+
+def logits_of(model, x):
+    return ops.convert_to_numpy(model(x))
 
 
 def log_softmax(z):
@@ -164,9 +167,10 @@ def test_evaluate_gives_the_figures_of_float64(mode, fused):
     model = text_model(head, loss=loss, **mode)
     labels = np.where(draw.random(NEXT.shape) < 0.2, -1, NEXT)
     weights = WEIGHTS[:, None] * (WORDS != 0) * (labels != -1)
-    found = evaluated(model, WORDS, labels, sample_weight=WEIGHTS)
+    # 5, 5 and 3 rows, whose means do not weigh the same.
+    found = evaluated(model, WORDS, labels, sample_weight=WEIGHTS, batch_size=5)
     found = reported(found, head)
-    assert_close(found, expected(model.predict(WORDS, verbose=0), labels, weights))
+    assert_close(found, expected(logits_of(model, WORDS), labels, weights))
 
 
 @both
@@ -175,7 +179,7 @@ def test_weights_of_words_weigh_words(fused):
     model = text_model(head, loss=SoftmaxCrossEntropy(fused=fused), **QUICK)
     weights = draw.uniform(0.0, 2.0, NEXT.shape).astype("float32")
     found = evaluated(model, WORDS, NEXT, sample_weight=weights)
-    logits = model.predict(WORDS, verbose=0)
+    logits = logits_of(model, WORDS)
     assert_close(reported(found, head), expected(logits, NEXT, weights * (WORDS != 0)))
 
 
@@ -194,7 +198,7 @@ def test_they_do_not_depend_on_the_options_of_the_loss(options, fused):
     head = head_of()
     model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused, **options))
     found = reported(evaluated(model, X, IDS, sample_weight=WEIGHTS), head)
-    assert_close(found, expected(model.predict(X, verbose=0), IDS, WEIGHTS))
+    assert_close(found, expected(logits_of(model, X), IDS, WEIGHTS))
 
 
 @both
@@ -217,20 +221,19 @@ def test_distributions_have_the_figures_of_the_stock_metrics(fused):
     found = evaluated(model, X, labels, sample_weight=WEIGHTS)
     mine = reported(found, head)
     np.testing.assert_allclose(mine["accuracy"], found["categorical_accuracy"], 8 * EPS)
-    log_p = log_softmax(model.predict(X, verbose=0))
+    log_p = log_softmax(logits_of(model, X))
     cross_entropy = np.average(-np.sum(labels * log_p, -1), weights=WEIGHTS)
     np.testing.assert_allclose(mine["cross_entropy"], cross_entropy, 16 * EPS)
     np.testing.assert_allclose(mine["perplexity"], np.exp(cross_entropy), 64 * EPS)
 
 
 @both
-@pytest.mark.parametrize("column", [False, True])
-def test_labels_of_one_axis_and_of_two_are_the_same(column, fused):
+def test_labels_of_one_axis_and_of_two_are_the_same(fused):
     head = head_of()
     model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused))
-    labels = IDS[:, None] if column else IDS
-    found = reported(evaluated(model, X, labels, sample_weight=WEIGHTS), head)
-    assert_close(found, expected(model.predict(X, verbose=0), IDS, WEIGHTS))
+    found = evaluated(model, X, IDS[:, None], sample_weight=WEIGHTS)
+    found = reported(found, head)
+    assert_close(found, expected(logits_of(model, X), IDS, WEIGHTS))
 
 
 @both
@@ -238,18 +241,17 @@ def test_a_head_that_returns_probabilities_has_the_same_figures(fused):
     head = head_of(returns="probabilities", softcap=3.0, temperature=0.5)
     model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused))
     found = reported(evaluated(model, X, IDS), head)
-    logits = np.log(model.predict(X, verbose=0))
+    logits = np.log(logits_of(model, X))
     assert_close(found, expected(logits, IDS, np.ones(13)), rtol=1e-5)
 
 
-@both
-def test_a_tied_head_reports(fused):
+def test_a_tied_head_reports():
     words = Embedding(CLASSES, 6, embeddings_initializer="normal", name="words")
     head = LogitsHead(CLASSES, tied_to=words, reports=list(ALL))
     model = keras.Sequential([keras.Input((5,), dtype="int32"), words, head])
-    model.compile("sgd", SoftmaxCrossEntropy(fused=fused), **QUICK)
+    model.compile("sgd", SoftmaxCrossEntropy(fused=True), **QUICK)
     found = reported(evaluated(model, WORDS, NEXT), head)
-    logits = model.predict(WORDS, verbose=0)
+    logits = logits_of(model, WORDS)
     assert_close(found, expected(logits, NEXT, np.ones(NEXT.shape)))
 
 
@@ -259,13 +261,12 @@ def test_half_precision_is_reported_of_the_logits_that_it_made(fused):
     body = Dense(6, "tanh", dtype="mixed_bfloat16")
     model = model_of(body, head, loss=SoftmaxCrossEntropy(fused=fused))
     found = reported(evaluated(model, X, IDS, sample_weight=WEIGHTS), head)
-    logits = model.predict(X, verbose=0)
+    logits = logits_of(model, X)
     assert_close(found, expected(logits, IDS, WEIGHTS), rtol=1e-5)
     assert {t.dtype for t in head.metrics} == {"float32"}
 
 
-@both
-def test_accumulated_gradients_change_no_figure(fused):
+def test_accumulated_gradients_change_no_figure():
     head = head_of(["cross_entropy", "accuracy"])
     model = model_of(head)
     stock = [
@@ -273,7 +274,7 @@ def test_accumulated_gradients_change_no_figure(fused):
         SparseCategoricalCrossentropy(from_logits=True, name="cross_entropy"),
     ]
     optimizer = keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)
-    loss = SoftmaxCrossEntropy(fused=fused)
+    loss = SoftmaxCrossEntropy(fused=True)
     model.compile(optimizer, loss, weighted_metrics=stock, **QUICK)
     history = model.fit(X, IDS, batch_size=3, epochs=2, verbose=0).history
     found = reported(history, head, ["accuracy", "cross_entropy"])
@@ -305,8 +306,8 @@ def test_units_have_the_figures_of_float64(mode):
     head = head_of(OF_UNITS, 3, "sigmoid")
     loss = SigmoidCrossEntropy(pos_weight=3.0, class_weight=[1.0, 2.0, 0.5])
     model = model_of(head, loss=loss, **mode)
-    found = evaluated(model, X, UNITS, sample_weight=WEIGHTS)
-    logits = model.predict(X, verbose=0)
+    found = evaluated(model, X, UNITS, sample_weight=WEIGHTS, batch_size=5)
+    logits = logits_of(model, X)
     reference = expected_of_units(logits, UNITS, WEIGHTS[:, None])
     assert_close(reported(found, head, OF_UNITS), reference)
 
@@ -327,7 +328,7 @@ def test_units_that_are_ignored_do_not_count():
     unknown = draw.random(UNITS.shape) < 0.4
     unknown[4] = True
     found = evaluated(model, X, np.where(unknown, -1.0, UNITS), sample_weight=WEIGHTS)
-    logits, weights = model.predict(X, verbose=0), WEIGHTS[:, None] * ~unknown
+    logits, weights = logits_of(model, X), WEIGHTS[:, None] * ~unknown
     reference = expected_of_units(logits, UNITS, weights)
     assert_close(reported(found, head, OF_UNITS), reference)
 
@@ -336,7 +337,7 @@ def test_one_unit_reports():
     head = head_of(OF_UNITS, 1, "sigmoid")
     model = model_of(head, loss=SigmoidCrossEntropy())
     found = evaluated(model, X, UNITS[:, 0], sample_weight=WEIGHTS)
-    logits = model.predict(X, verbose=0)
+    logits = logits_of(model, X)
     reference = expected_of_units(logits, UNITS[:, :1], WEIGHTS[:, None])
     assert_close(reported(found, head, OF_UNITS), reference)
 
@@ -357,7 +358,7 @@ def test_bad_labels_are_counted_and_left_out_of_the_other_figures(mode, fused):
         X, labels, sample_weight=weights, batch_size=5, epochs=2, verbose=0
     ).history
     good = (labels >= 0) & (labels < CLASSES)
-    logits = model.predict(X, verbose=0)
+    logits = logits_of(model, X)
     reference = expected(logits, labels, weights * good)
     reference["invalid_labels"] = 3.0
     for epoch in range(2):
@@ -373,21 +374,20 @@ def test_bad_labels_of_units_are_counted_and_left_out(mode):
     bad = np.zeros(UNITS.shape, bool)
     bad[1, :2] = bad[7, 2] = True
     found = evaluated(model, X, np.where(bad, 2.0, UNITS), sample_weight=WEIGHTS)
-    logits, weights = model.predict(X, verbose=0), WEIGHTS[:, None] * ~bad
+    logits, weights = logits_of(model, X), WEIGHTS[:, None] * ~bad
     reference = expected_of_units(logits, UNITS, weights)
     reference["invalid_labels"] = 3.0
     assert_close(reported(found, head, OF_UNITS), reference)
 
 
 @both
-@modes
-def test_what_has_weight_0_stays_out_whatever_it_is(mode, fused):
+def test_what_has_weight_0_stays_out_whatever_it_is(fused):
     head = head_of()
-    model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused), **mode)
+    model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused))
     x, labels, weights = X.copy(), IDS.copy(), WEIGHTS.copy()
     x[4], labels[4], weights[4] = np.nan, -1, 0.0
     found = evaluated(model, x, labels, sample_weight=weights)
-    logits = model.predict(X, verbose=0)
+    logits = logits_of(model, X)
     assert_close(reported(found, head), expected(logits, IDS, weights))
 
 
@@ -402,7 +402,7 @@ def test_a_closed_class_is_left_out_with_the_bad_labels(fused):
     head.set_weights([kernel, bias])
     labels = np.where(IDS == 0, 1, IDS)
     labels[6] = -1
-    logits, good = model.predict(X, verbose=0), labels >= 0
+    logits, good = logits_of(model, X), labels >= 0
     found = reported(evaluated(model, X, labels, sample_weight=WEIGHTS), head)
     finite = np.where(np.isfinite(logits), logits, -1e9)
     reference = expected(finite, labels, WEIGHTS * good)
@@ -421,12 +421,11 @@ def test_an_epoch_in_which_nothing_counts_has_figures_of_0(fused):
 # Where they show
 
 
-@both
-def test_each_epoch_starts_anew(fused):
+def test_each_epoch_starts_anew():
     head = head_of()
-    model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused), rate=0.0)
+    model = model_of(head, loss=SoftmaxCrossEntropy(fused=True), rate=0.0)
     history = model.fit(X, IDS, batch_size=5, epochs=3, verbose=0).history
-    reference = expected(model.predict(X, verbose=0), IDS, np.ones(13))
+    reference = expected(logits_of(model, X), IDS, np.ones(13))
     for epoch in range(3):
         logs = {name: values[epoch] for name, values in history.items()}
         assert_close(reported(logs, head), reference)
@@ -455,11 +454,10 @@ def test_evaluate_lists_them_behind_the_loss_in_their_order():
     np.testing.assert_allclose(as_list, [by_name[name] for name in names], 4 * EPS)
 
 
-@both
-def test_single_batches_report(fused):
+def test_single_batches_report():
     head = head_of()
-    model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused), rate=0.0)
-    logits = model.predict(X, verbose=0)
+    model = model_of(head, loss=SoftmaxCrossEntropy(fused=True), rate=0.0)
+    logits = logits_of(model, X)
     reference = expected(logits, IDS, np.ones(13))
     model.reset_metrics()
     assert_close(
@@ -471,8 +469,7 @@ def test_single_batches_report(fused):
     )
 
 
-@both
-def test_several_heads_report_under_their_own_names(fused):
+def test_several_heads_report_under_their_own_names():
     inputs = keras.Input((6,))
     left, right = (
         head_of(name="left"),
@@ -480,10 +477,10 @@ def test_several_heads_report_under_their_own_names(fused):
     )
     units = head_of(OF_UNITS, 3, "sigmoid", name="units")
     model = keras.Model(inputs, [head(inputs) for head in (left, right, units)])
-    losses = [SoftmaxCrossEntropy(fused=fused) for _ in range(2)]
+    losses = [SoftmaxCrossEntropy(fused=True) for _ in range(2)]
     model.compile("sgd", [*losses, SigmoidCrossEntropy()], **QUICK)
     found = evaluated(model, X, [IDS, IDS % 4, UNITS])
-    one, two, three = model.predict(X, verbose=0)
+    one, two, three = map(ops.convert_to_numpy, model(X))
     assert_close(reported(found, left), expected(one, IDS, np.ones(13)))
     reference = expected(two, IDS % 4, np.ones(13))
     reference = {name: reference[name] for name in right.reports}
@@ -498,7 +495,7 @@ def test_heads_without_a_name_do_not_collide(fused):
     model = keras.Model(inputs, [head(inputs) for head in heads])
     model.compile("sgd", [SoftmaxCrossEntropy(fused=fused)] * 2, **QUICK)
     found = evaluated(model, X, [IDS, (IDS + 1) % CLASSES])
-    for head, z in zip(heads, model.predict(X, verbose=0), strict=True):
+    for head, z in zip(heads, map(ops.convert_to_numpy, model(X)), strict=True):
         labels = IDS if head is heads[0] else (IDS + 1) % CLASSES
         reference = {"accuracy": np.mean(z.argmax(-1) == labels)}
         assert_close(reported(found, head, ["accuracy"]), reference)
@@ -515,14 +512,13 @@ class Wrapped(keras.Model):
         return self.inner(inputs)
 
 
-@both
 @modes
-def test_a_head_inside_of_other_models_reports(mode, fused):
+def test_a_head_inside_of_other_models_reports(mode):
     head = head_of()
     model = Wrapped(head)
-    model.compile("sgd", SoftmaxCrossEntropy(fused=fused), **mode)
+    model.compile("sgd", SoftmaxCrossEntropy(fused=True), **mode)
     found = reported(evaluated(model, X, IDS, sample_weight=WEIGHTS), head)
-    assert_close(found, expected(model.predict(X, verbose=0), IDS, WEIGHTS))
+    assert_close(found, expected(logits_of(model, X), IDS, WEIGHTS))
 
 
 def test_a_stock_loss_leaves_them_empty():
@@ -648,7 +644,7 @@ def test_a_clone_reports_of_itself():
     clone.compile("sgd", SoftmaxCrossEntropy(), **QUICK)
     before = [ops.convert_to_numpy(m.result()) for m in model.layers[-1].metrics]
     found = reported(evaluated(clone, X, IDS), clone.layers[-1])
-    assert_close(found, expected(clone.predict(X, verbose=0), IDS, np.ones(13)))
+    assert_close(found, expected(logits_of(clone, X), IDS, np.ones(13)))
     after = [ops.convert_to_numpy(m.result()) for m in model.layers[-1].metrics]
     np.testing.assert_array_equal(after, before)
 

@@ -73,7 +73,7 @@ def _by_scores(
                 batch = [None if x is None else tf.identity(x) for x in batch]
             gradient = _derived_again(formula, tuple(batch[4:]))(*batch[:4])
             up = upstream if summed else formula.over_scores(upstream)
-            return tf.cast(up, gradient.dtype) * gradient, None, None
+            return tf.cast(up * gradient, scores.dtype), None, None
 
         return value, backward
 

@@ -63,8 +63,8 @@ class _Weighted(torch.autograd.Function):
                 gradient = gradient_of_scores(*problem)
             up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
             if torch.is_grad_enabled() or not _is_one(up):
-                gradient = up.to(gradient.dtype) * gradient
-            by_scores = gradient
+                gradient = up * gradient
+            by_scores = gradient.to(scores.dtype)
         if ctx.needs_input_grad[1]:
             by_weights = _derived(problem, 3, upstream)
         if ctx.needs_input_grad[2]:
@@ -137,7 +137,7 @@ def _of_class_ids(
     w = torch.where(usable, weights, 0.0).unsqueeze(axis)
     drop = torch.where(torch.isinf(target), 0.0, -w)
     gradient = exp.mul_(w / total).scatter_add_(axis, ids, drop)
-    return Evaluated(losses, gradient.to(scores.dtype))
+    return Evaluated(losses, gradient)
 
 
 @torch.compiler.disable  # it cannot follow a loop whose length is data

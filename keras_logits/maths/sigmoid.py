@@ -58,7 +58,7 @@ class SigmoidFormula:
         gradient = w * (positive * yes_slope + (1.0 - t) * no_slope)
         gradient = ops.where(ops.equal(w, 0), ops.zeros_like(gradient), gradient)
         losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
-        return Evaluated(losses, ops.cast(gradient, scores.dtype))
+        return Evaluated(losses, gradient)
 
     def two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of a positive and of a negative label, each with its derivative."""

@@ -24,7 +24,11 @@ from keras_logits.maths.weights import nonzero
 
 
 class Evaluated(NamedTuple):
-    """Losses, and the gradient of their weighted sum with respect to the scores."""
+    """Losses, and the gradient of their weighted sum with respect to the scores.
+
+    The gradient is as exact as it was computed. A kernel rounds it to the dtype of the
+    scores, after what comes from above: a scaled loss lifts what float16 cannot hold.
+    """
 
     losses: Tensor
     gradient: Tensor
@@ -99,7 +103,7 @@ class SoftmaxFormula:
             gradient = gradient * wide
         gradient = ops.where(ops.equal(wide, 0), ops.zeros_like(gradient), gradient)
         losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
-        return Evaluated(losses, ops.cast(gradient, scores.dtype))
+        return Evaluated(losses, gradient)
 
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""

@@ -79,7 +79,7 @@ def _recipe(owner: Any, mark: Mark | None) -> Recipe:
             "a keras.distribution, under which each chunk would be gathered from all "
             "devices. Write fused=False."
         )
-    found: Recipe = mark.head.recipe(mark.features, owner.memory_budget)
+    found: Recipe = mark.head.recipe(mark, owner.memory_budget)
     return found
 
 

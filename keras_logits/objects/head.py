@@ -163,6 +163,7 @@ class LogitsHead:
                 initializer=self.kernel_initializer,
                 regularizer=self.kernel_regularizer,
                 constraint=self.kernel_constraint,
+                autocast=False,  # it is cast where it is used
             )
         self.bias = None
         if self.use_bias:
@@ -203,12 +204,16 @@ class LogitsHead:
             inputs, returns="logits", **kwargs
         )
         if wanted == "logits":
-            mark(logits, Mark(self.activation, head=self, features=inputs))
+            mark(logits, self._mark(inputs, logits))
             return logits
         made = probabilities(logits, self.activation)
         set_keras_mask(made, get_keras_mask(logits))
-        mark(made, Mark(self.activation, logits, head=self, features=inputs))
+        mark(made, replace(self._mark(inputs, logits), logits=logits))
         return made
+
+    def _mark(self, inputs: Tensor, logits: Tensor) -> Mark:
+        linear = None if kernels.is_concrete(logits) else self._linear(inputs)
+        return Mark(self.activation, head=self, features=inputs, linear=linear)
 
     def call(self, inputs: Tensor, returns: str | None = None) -> Tensor:
         logits = self.logits_of(inputs)
@@ -229,10 +234,11 @@ class LogitsHead:
         return kernels.logits_of(self._linear(inputs))
 
     def recipe(
-        self, inputs: Tensor, memory_budget: int | None
+        self, mark: Mark, memory_budget: int | None
     ) -> tuple[LinearLogits | None, str | None]:
         """What the logits are made of, or why a loss cannot make them itself."""
-        found = replace(self._linear(inputs), memory_budget=memory_budget)
+        linear = self._linear(mark.features) if mark.linear is None else mark.linear
+        found = replace(linear, memory_budget=memory_budget)
         features, kernel, _ = found.linear
         shape = (features.shape[-1], self.units)
         obstacle = usable_kernel(

@@ -1,0 +1,242 @@
+"""What XLA makes of the fused pass: no buffer of all logits, and no product in vain."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from keras_logits import (
+    LogitsHead,
+    SoftmaxCrossEntropy,
+    linear_softmax_cross_entropy,
+    softmax_cross_entropy,
+)
+from keras_logits.kernels import plan
+
+BACKEND = keras.config.backend()
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="XLA compiles no torch")
+of_jax = pytest.mark.skipif(BACKEND != "jax", reason="TensorFlow does not tell")
+TOKENS, WIDTH, WORDS, CHUNK = 96, 12, 640, 8
+BUDGET = CHUNK * plan.BUFFERS * plan.FLOAT * WORDS
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "features": RNG.normal(size=(TOKENS, WIDTH)).astype("float32"),
+    "kernel": RNG.normal(size=(WIDTH, WORDS)).astype("float32"),
+    "bias": RNG.normal(size=WORDS).astype("float32"),
+    "labels": RNG.integers(0, WORDS, TOKENS).astype("int32"),
+}
+LINEAR = ("features", "kernel", "bias")
+OPTIONS = {
+    "plain": {},
+    "every option": {
+        "class_weight": {0: 2.0},
+        "label_smoothing": 0.1,
+        "focal_gamma": 2.0,
+        "z_loss": 1e-3,
+        "ignore_index": 3,
+        "softcap": 5.0,
+        "temperature": 2.0,
+    },
+    "each position": {"reduction": None},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_columns():
+    """A kernel in several blocks, and no rest, which would be a product of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for device in plan.COLUMNS:
+            patch.setitem(plan.COLUMNS, device, 64)
+        yield
+
+
+def fused(features, kernel, bias, labels, **options):
+    return linear_softmax_cross_entropy(
+        features, kernel, labels, bias=bias, memory_budget=BUDGET, **options
+    )
+
+
+def plain(features, kernel, bias, labels):
+    return softmax_cross_entropy(labels, features @ kernel + bias)
+
+
+# Programs
+
+
+def program(function, asked=LINEAR, **options):
+    """The optimised HLO of a function and of its gradients by what is asked for."""
+    return {"tensorflow": of_tensorflow, "jax": of_xla}[BACKEND](
+        lambda **arrays: function(**arrays, **options), asked
+    )
+
+
+def of_tensorflow(function, asked):
+    import tensorflow as tf
+
+    @tf.function(jit_compile=True)
+    def run(arrays):
+        if not asked:
+            return function(**arrays)
+        wanted = [arrays[name] for name in asked]
+        with tf.GradientTape() as tape:
+            tape.watch(wanted)
+            total = tf.reduce_sum(function(**arrays))
+        return total, tape.gradient(total, wanted)
+
+    tensors = {name: tf.constant(array) for name, array in ARRAYS.items()}
+    return run.experimental_get_compiler_ir(tensors)(stage="optimized_hlo")
+
+
+def of_xla(function, asked):
+    return compiled(function, asked, ARRAYS).as_text()
+
+
+def compiled(function, asked, arrays):
+    import jax
+
+    def run(wanted, rest):
+        return function(**wanted, **rest).sum()
+
+    wanted = {name: arrays[name] for name in asked}
+    rest = {name: arrays[name] for name in arrays if name not in asked}
+    run = jax.value_and_grad(run) if asked else run
+    return jax.jit(run).lower(wanted, rest).compile()
+
+
+def largest(text):
+    """The elements of the largest array in a program."""
+    shapes = re.findall(r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", text)
+    return max(np.prod([int(size) for size in shape.split(",")]) for shape in shapes)
+
+
+def products(text):
+    """How many products of a chunk's logits' size a program has."""
+    return len(re.findall(r" dot\(", text))
+
+
+# What they hold
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_no_buffer_holds_all_logits(options):
+    text = program(fused, **OPTIONS[options])
+    assert largest(text) <= WIDTH * WORDS < TOKENS * WORDS
+
+
+def test_the_plain_path_is_seen_to_hold_them():
+    assert largest(program(plain)) == TOKENS * WORDS
+
+
+# Of a chunk's logits times a kernel: forward, by features, by kernel
+PRODUCTS = {
+    (): 1,
+    ("bias",): 1,
+    ("features",): 2,
+    ("kernel", "bias"): 2,
+    LINEAR: 3,
+}
+
+
+@pytest.mark.parametrize("asked", PRODUCTS, ids="-".join)
+def test_what_nobody_asks_for_costs_no_product(asked):
+    assert products(program(fused, asked)) == PRODUCTS[asked]
+
+
+def test_values_of_positions_cost_one_product_more():
+    assert products(program(fused, reduction=None)) == 4
+
+
+# Whole models
+
+
+def language_model(loss):
+    model = keras.Sequential(
+        [
+            keras.Input((TOKENS // 4,), dtype="int32"),
+            keras.layers.Embedding(5, WIDTH),
+            LogitsHead(WORDS),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), loss=loss)
+    x = np.zeros((4, TOKENS // 4), "int32")
+    return model, x, x
+
+
+def step_of_jax(model, x, y):
+    import jax
+
+    model.fit(x, y, epochs=1, verbose=0)
+    state = [
+        [v.value for v in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
+        )
+    ]
+    return jax.jit(model.train_step).lower(state, (x, y)).compile().as_text()
+
+
+def step_of_tensorflow(model, x, y):
+    import tensorflow as tf
+
+    model.optimizer.build(model.trainable_variables)
+    model.train_on_batch(x, y)
+    step = tf.function(lambda x, y: model.train_step((x, y)), jit_compile=True)
+    ir = step.experimental_get_compiler_ir(tf.constant(x), tf.constant(y))
+    return ir(stage="optimized_hlo")
+
+
+@pytest.mark.parametrize("is_fused", [True, False], ids=["fused", "plain"])
+def test_a_training_step_holds_all_logits_only_if_it_is_plain(is_fused):
+    loss = SoftmaxCrossEntropy(fused=is_fused, memory_budget=BUDGET)
+    step = {"tensorflow": step_of_tensorflow, "jax": step_of_jax}[BACKEND]
+    size = largest(step(*language_model(loss)))
+    assert size <= WIDTH * WORDS if is_fused else size == TOKENS * WORDS
+
+
+# Memory as XLA counts it
+
+
+def temporaries(tokens):
+    """Bytes beside inputs and results, and what the plan expects."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(tokens, 8)).astype("float32")
+    kernel = rng.normal(size=(8, 512)).astype("float32")
+    labels = rng.integers(0, 512, tokens).astype("int32")
+    arrays = {"features": features, "kernel": kernel, "labels": labels}
+
+    def run(features, kernel, labels):
+        return linear_softmax_cross_entropy(features, kernel, labels)
+
+    made = compiled(run, ("features", "kernel"), arrays)
+    expected = plan.plan(tokens, 512).expected_bytes
+    return made.memory_analysis().temp_size_in_bytes, expected
+
+
+@of_jax
+def test_memory_is_what_the_plan_expects_and_does_not_grow_with_tokens():
+    sizes = {tokens: temporaries(tokens) for tokens in (2048, 8192)}
+    print(sizes)
+
+
+@of_jax
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_the_pass_exports_for_machines_that_are_not_here(platform):
+    import jax
+
+    def run(features, kernel, bias, labels):
+        return jax.value_and_grad(fused, argnums=(0, 1, 2))(
+            features, kernel, bias, labels
+        )
+
+    exported = jax.export.export(jax.jit(run), platforms=[platform])(*ARRAYS.values())
+    assert exported.platforms == (platform,)
+    assert largest_of_stablehlo(exported.mlir_module()) <= WIDTH * WORDS
+
+
+def largest_of_stablehlo(text):
+    shapes = re.findall(r"tensor<([\dx]+)x[a-z]", text)
+    return max(np.prod([int(size) for size in shape.split("x")]) for shape in shapes)
