@@ -45,13 +45,13 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
     if obstacle is not None and owner.fused is True:
         raise ValueError(
             "`fused=True` asks for a loss that never holds the logits. Received: "
-            f"{obstacle} Or leave fused out."
+            f"{obstacle} Write fused='auto' to run plain there."
         )
     if obstacle is not None and not owner._warned_of_plain:
         owner._warned_of_plain = True
         warnings.warn(
-            f"`fused='auto'` runs plain here, and holds all logits: {obstacle} Or "
-            "write fused=False to be told no more.",
+            f"`fused='auto'` runs plain here, and holds all logits: {obstacle} "
+            "Write fused=False to be told no more.",
             stacklevel=5,
         )
     return found
@@ -77,7 +77,7 @@ def _recipe(owner: Any, mark: Mark | None) -> Recipe:
     if _is_distributed():
         return None, (
             "a keras.distribution, under which each chunk would be gathered from all "
-            "devices. Write fused=False."
+            "devices."
         )
     found: Recipe = mark.head.recipe(mark, owner.memory_budget)
     return found
@@ -94,5 +94,5 @@ def usable_kernel(kernel: Any, shape: tuple[int, int], layer: Any) -> str | None
     if getattr(layer, "quantization_mode", None) is not None:
         return f"a quantised {layer.name!r}. Train before you quantise."
     if getattr(layer, "lora_enabled", False):
-        return f"a {layer.name!r} with LoRA. Write fused=False."
+        return f"a {layer.name!r} with LoRA."
     return None
