@@ -233,12 +233,12 @@ def weighted_linear(
                     again = _compiled_pass(replace(formula, figures=()), asked)
                     batch = (given, labels, weights * upstream, class_weights)
                     gradients = again(*batch).gradients
-            batch = [weights, features, kernel, *bias]
+            inputs = [weights, features, kernel, *bias]
             return [
-                None if g is None else _not_again(tf.cast(u * g, x.dtype), *batch)
+                None if g is None else _not_again(tf.cast(u * g, x.dtype), *inputs)
                 for x, u, g in [
                     (weights, upstream, found.losses),
-                    *((x, up, g) for x, g in zip(batch[1:], gradients, strict=False)),
+                    *((x, up, g) for x, g in zip(inputs[1:], gradients, strict=False)),
                 ]
             ]
 
