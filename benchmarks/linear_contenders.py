@@ -79,7 +79,7 @@ def prepare(message: Any) -> dict[str, Callable[[], Entry]]:
 
 
 def _maker(given: dict[str, Any], before: dict[str, Any]) -> Callable[[], Entry]:
-    options = dict(given.get("options", {}))
+    options = dict(OPTIONS.get(given.get("option", ""), {}))
     if "share_of" in given:
         name, share = given["share_of"]
         measured = Measured(*before[name])

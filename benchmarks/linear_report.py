@@ -42,6 +42,9 @@ def as_markdown(data: Data) -> str:
         for comparison in found["comparisons"]:
             lines += [f"### {comparison['backend']}, {comparison['title']}", ""]
             lines += [*_table(comparison), ""]
+            lines += [f"Did not run: {len(comparison['failures'])}.", ""] * bool(
+                comparison["failures"]
+            )
         lines += [f"Machine: {found['machine']}. {shown_versions(found['versions'])}"]
         lines.append("")
     return "\n".join(lines)

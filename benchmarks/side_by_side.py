@@ -69,7 +69,7 @@ class Measured(NamedTuple):
     """Of one contender: bytes of memory, and the median time in seconds.
 
     `growth` is how far the peak of the resident set rose in the first run, compilation
-    and results included.
+    and results included, since the first contender of its process was ready to run.
     """
 
     temporaries: int | None
@@ -115,7 +115,7 @@ class Host:
             code = self._process.wait()
             self._errors.seek(0)
             last = "\n".join(self._errors.read().splitlines()[-12:])
-            raise RuntimeError(f"{message} ended with exit status {code}\n{last}")
+            raise RuntimeError(f"exit status {code} after {message}\n{last}")
         return json.loads(answer)
 
 
@@ -132,18 +132,22 @@ def host(
         if message == "run":
             answer: Any = {name: timed(entry.run) for name, entry in entries.items()}
         else:
-            answer = {}
-            for name, make in prepare(message).items():
-                entries[name] = make()
-                answer[name] = first_run(entries[name])
+            answer = first_runs(prepare(message), entries)
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def first_run(entry: Entry) -> Measured:
-    before = start_of_peak()
-    entry.run()
-    growth = memory("VmHWM") - before
-    return Measured(entry.temporaries(), growth)
+def first_runs(
+    makers: dict[str, Callable[[], Entry]], entries: dict[str, Entry]
+) -> dict[str, Measured]:
+    """Makes the entries, and runs each once."""
+    found, before = {}, None
+    for name, make in makers.items():
+        entries[name] = make()
+        before = start_of_peak() if before is None else before
+        entries[name].run()
+        growth = memory("VmHWM") - before
+        found[name] = Measured(entries[name].temporaries(), growth)
+    return found
 
 
 def timed(run: Contender) -> float:
@@ -174,33 +178,34 @@ def compared(
     backend: str,
     seats: Iterable[Any],
     rounds: int,
-) -> dict[str, Measured]:
+) -> tuple[dict[str, Measured], list[str]]:
     """All contenders of all seats, a process for each seat, taking turns.
 
     A host is told its seat, and what was measured before it. A seat whose process ends
-    early, for want of memory say, is left out, and said to be.
+    early, for want of memory say, is left out; what it said last comes second.
     """
     hosts = [(seat, Host(script, backend)) for seat in seats]
     found: dict[str, Measured] = {}
     times: dict[str, list[float]] = {}
-    alive = []
+    alive, failures = [], []
     for seat, process in hosts:
         try:
             found.update(process.prepare([seat, found]))
             alive.append(process)
         except RuntimeError as error:
             print(f"FAILED: {error}", flush=True)
+            failures.append(str(error))
     for _ in range(rounds):
         for process in alive:
             for name, seconds in process.run().items():
                 times.setdefault(name, []).append(seconds)
     for _, process in hosts:
         process.close()
-    return {
+    found = {
         name: measured._replace(seconds=statistics.median(times[name]))
         for name, measured in found.items()
-        if name in times
     }
+    return found, failures
 
 
 def versions() -> dict[str, str]:

@@ -59,6 +59,9 @@ class Catalogue:
             ),
             self.row("head, tied", self.tied_head, self.around_tied, texts),
             self.row("head, dressed", self.dressed_head, before, ids),
+            self.row(
+                "head, reports", head(reports=["accuracy", "perplexity"]), before, ids
+            ),
         ]
         self.marks = [
             self.row("mark", ours.MarkLogits, self.before_mark, ids),
@@ -72,6 +75,12 @@ class Catalogue:
         self.losses = [
             self.row("softmax", softmax, self.after_head, ids),
             self.row("softmax, full", self.full_softmax, self.after_grid, grid_of_ids),
+            self.row(
+                "softmax, fused",
+                lambda: softmax(fused=True, memory_budget=2**10),
+                self.after_head,
+                ids,
+            ),
             self.row(
                 "softmax, of p",
                 lambda: softmax(False, class_weight=[1.0, 2.0, 3.0]),
@@ -179,6 +188,11 @@ class Catalogue:
 
     def loss_of(self, activation: str) -> Any:
         return getattr(self.ours, activation.capitalize() + "CrossEntropy")()
+
+
+def evaluated(model: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """The loss alone, whatever a head reports beside it."""
+    return float(model.evaluate(x, y, verbose=0, return_dict=True)["loss"])
 
 
 def activation_of(loss: Any) -> str:

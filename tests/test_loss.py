@@ -306,7 +306,7 @@ def test_a_weight_that_is_nan_pulls_nothing():
 
     def value_and_total(z):
         given = ops.convert_to_tensor(ROW_IDS), z, ops.convert_to_tensor(weights)
-        value = kernels.weighted(formula, *given, (None,), False)
+        value = kernels.weighted(formula, *given, (None,), False).value
         return value, ops.sum(value)
 
     value, gradient = derived(value_and_total, ROWS, MODE)

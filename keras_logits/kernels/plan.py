@@ -46,9 +46,10 @@ class Plan:
         return BUFFERS * FLOAT * self.chunk * self.vocabulary
 
     def __str__(self) -> str:
-        many = "as many chunks as needed" if self.chunks is None else self.chunks
+        counted = {None: "as many chunks as needed", 1: "1 chunk"}
+        many = counted.get(self.chunks, f"{self.chunks} chunks")
         return (
-            f"{many} chunks of {self.chunk} tokens x {self.vocabulary} classes, "
+            f"{many} of {self.chunk} tokens x {self.vocabulary} classes, "
             f"{self.expected_bytes / 2**20:.0f} MiB at the peak: {self.why}"
         )
 

@@ -11,7 +11,7 @@ import pytest
 import tf_keras as keras
 
 import keras_logits
-from catalogue import Catalogue
+from catalogue import Catalogue, evaluated
 from keras_logits import tf_keras as ours
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,9 @@ for folder in sys.argv[1:]:
     out = model(data["x"]).numpy()
     model.set_weights([0 * weight for weight in model.get_weights()])
     model.load_weights(folder + "/model.weights.h5")
-    loss = model.evaluate(data["x"], data["y"], verbose=0)
+    loss = model.evaluate(
+        data["x"], data["y"], verbose=0, return_dict=True
+    )["loss"]
     np.savez(folder + "/loaded.npz", out=out, loss=loss)
 """
 
@@ -100,7 +102,7 @@ def files(tmp_path_factory):
         model.train_on_batch(x, y)
         model.save(folder / "model.keras")
         model.save_weights(folder / "model.weights.h5")
-        loss = model.evaluate(x, y, verbose=0)
+        loss = evaluated(model, x, y)
         np.savez(folder / "data.npz", x=x, y=y, out=model(x), loss=loss)
     command = [sys.executable, "-c", LOAD, *map(str, folders.values())]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -119,7 +121,7 @@ def curve(row, mode):
     model = row.compiled(**MODES[mode])
     x, y = row.data()
     history = model.fit(x, y, batch_size=4, epochs=3, shuffle=False, verbose=0)
-    return [*history.history["loss"], model.evaluate(x, y, verbose=0)]
+    return [*history.history["loss"], evaluated(model, x, y)]
 
 
 @few_rows
@@ -149,9 +151,9 @@ def test_a_loss_is_float32_and_trains_under_mixed_precision(half, row):
     model = row.compiled(run_eagerly=True)
     x, y = row.data()
     assert model.loss(y, model(x)).dtype == "float32"
-    before = model.evaluate(x, y, verbose=0)
+    before = evaluated(model, x, y)
     model.train_on_batch(x, y)
-    assert model.evaluate(x, y, verbose=0) < before < np.inf
+    assert evaluated(model, x, y) < before < np.inf
 
 
 @each_name
