@@ -10,7 +10,7 @@ BIN := .venv/bin
 help:
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: .venv/.has-demo ## train on two real data sets, compare with Keras, write demo-output/
+demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-output/
 	$(BIN)/python demo/run.py
 
 test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
