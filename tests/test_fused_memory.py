@@ -200,19 +200,21 @@ def test_a_training_step_holds_all_logits_only_if_it_is_plain(is_fused):
 # Memory as XLA counts it
 
 
-def temporaries(tokens):
+def temporaries(tokens, width=8, budget=None):
     """Bytes beside inputs and results, and what the plan expects."""
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(tokens, 8)).astype("float32")
-    kernel = rng.normal(size=(8, 512)).astype("float32")
+    features = rng.normal(size=(tokens, width)).astype("float32")
+    kernel = rng.normal(size=(width, 512)).astype("float32")
     labels = rng.integers(0, 512, tokens).astype("int32")
     arrays = {"features": features, "kernel": kernel, "labels": labels}
 
     def run(features, kernel, labels):
-        return linear_softmax_cross_entropy(features, kernel, labels)
+        return linear_softmax_cross_entropy(
+            features, kernel, labels, memory_budget=budget
+        )
 
     made = compiled(run, ("features", "kernel"), arrays)
-    expected = plan.plan(tokens, 512).expected_bytes
+    expected = plan.plan(tokens, 512, budget=budget).expected_bytes
     return made.memory_analysis().temp_size_in_bytes, expected
 
 
@@ -223,6 +225,13 @@ def test_memory_is_what_the_plan_expects_and_does_not_grow_with_tokens():
     assert 0.5 * expected < few <= 1.1 * expected + 2**14
     # A token has a place in the order, its weight and its loss, but no logits.
     assert many - few <= 16 * (8192 - 2048)
+
+
+@of_jax
+def test_no_product_of_the_kernels_size_lies_beside_its_gradient():
+    size, expected = temporaries(256, width=256, budget=2**16)
+    block = plan.FLOAT * 256 * 64
+    assert size <= expected + block + 2**14 < plan.FLOAT * 256 * 512
 
 
 @of_jax

@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_logits import SoftmaxCrossEntropy, linear_softmax_cross_entropy
+from keras_logits import SoftmaxCrossEntropy, kernels, linear_softmax_cross_entropy
 from keras_logits.kernels import plan
 from strategies import (
     BACKEND,
@@ -352,6 +352,7 @@ def test_a_tape_outside_of_a_compiled_function_gets_the_same(reduction, jit):
     assert_same(found, expected, problem.allowances(expected[0]))
 
 
+LINEAR = ("features", "kernel", "bias")
 ASKED = [
     (("features",), MEAN),
     (("kernel", "bias"), MEAN),
@@ -369,6 +370,26 @@ def test_what_is_frozen_changes_no_other_gradient(asked, reduction):
     found = derived(problem.fused, problem.arrays, asked)
     assert list(found[1]) == [*asked]
     assert_same(found, (value, gradients), bounds)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="which drops it from the program")
+@pytest.mark.parametrize("asked", [(), ("features",), ("kernel", "bias"), LINEAR])
+def test_no_work_is_done_for_gradients_that_nobody_asks_for(monkeypatch, asked):
+    made = []
+    name = {"tensorflow": "_compiled_pass", "torch": "_pass_over"}[BACKEND]
+    whole = getattr(kernels._body, name)
+
+    def spy(formula, wanted, *batch):
+        made.append(tuple(name for name in LINEAR if getattr(wanted, name)))
+        return whole(formula, wanted, *batch)
+
+    monkeypatch.setattr(kernels._body, name, spy)
+    problem = stated(5)
+    if asked:
+        derived(problem.fused, problem.arrays, asked)
+    else:
+        problem.fused(**{name: tensor_of(a) for name, a in problem.arrays.items()})
+    assert made == [asked]
 
 
 @pytest.mark.parametrize("how", ["ignored", "weight 0"])
@@ -603,7 +624,6 @@ def test_a_budget_too_small_for_one_token_is_one_token_with_a_warning():
 
 # Derived again
 
-LINEAR = ("features", "kernel", "bias")
 again = pytest.mark.parametrize("reduction", [MEAN, None])
 
 

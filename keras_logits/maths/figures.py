@@ -60,9 +60,8 @@ def _of_classes(
 
     open_ = ops.logical_not(parts.masked)
     shifted = ops.where(open_, parts.shifted, ops.zeros_like(z))
-    entropy = parts.log_total - ops.sum(
-        parts.exp / parts.total * shifted, axis=axis, keepdims=True
-    )
+    drop = ops.sum(parts.exp * shifted, axis=axis, keepdims=True)
+    entropy = parts.log_total - drop / parts.total
     if formula.ids:
         cross_entropy = parts.log_total - target
     else:
