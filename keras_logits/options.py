@@ -89,6 +89,15 @@ def check_axis(axis: Any) -> None:
         )
 
 
+def _of_python(weights: Any) -> Any:
+    """Weights as Python's own numbers, which are saved and loaded as they are."""
+    if weights is None or isinstance(weights, Real):
+        return None if weights is None else float(weights)
+    if isinstance(weights, dict):
+        return {int(key): float(value) for key, value in weights.items()}
+    return [float(value) for value in weights]
+
+
 @dataclass(frozen=True)
 class SoftmaxOptions:
     """The options of a softmax cross-entropy, as a user gives them, checked."""
@@ -102,6 +111,7 @@ class SoftmaxOptions:
 
     def __post_init__(self) -> None:
         check_class_weight(self.class_weight, "class_weight")
+        object.__setattr__(self, "class_weight", _of_python(self.class_weight))
         check_number("label_smoothing", self.label_smoothing, 1.0)
         check_number("focal_gamma", self.focal_gamma)
         check_number("z_loss", self.z_loss)
@@ -126,6 +136,8 @@ class SigmoidOptions:
             check_number("pos_weight", self.pos_weight)
         else:
             check_class_weight(self.pos_weight, "pos_weight")
+        object.__setattr__(self, "class_weight", _of_python(self.class_weight))
+        object.__setattr__(self, "pos_weight", _of_python(self.pos_weight))
         check_number("label_smoothing", self.label_smoothing, 1.0)
         check_number("focal_gamma", self.focal_gamma)
         check_ignore_index(self.ignore_index)

@@ -356,6 +356,25 @@ def test_a_tied_head_builds_an_embedding_that_is_not_built_yet():
     assert len(head.trainable_weights) == 1
 
 
+def test_a_tied_head_reads_a_quantised_embedding():
+    table = Embedding(5, 6)
+    head = LogitsHead(5, tied_to=table)
+    before = numpy_of(head(X))
+    table.quantize("int8")
+    close = 0.03 * np.abs(before).max()
+    np.testing.assert_allclose(numpy_of(head(X)), before, atol=close)
+
+
+def test_a_tied_head_refuses_what_it_cannot_read():
+    table = Embedding(5, 6)
+    head = LogitsHead(5, tied_to=table)
+    head(X)
+    table.quantize("int4")
+    expected = r"`tied_to` must .*Received: .*'int4'\. Write embedding\.quantize"
+    with pytest.raises(ValueError, match=expected):
+        head(X)
+
+
 def test_a_tied_matrix_is_counted_once():
     assert_tied(tied_model())
 

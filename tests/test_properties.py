@@ -203,7 +203,13 @@ def test_what_stands_behind_a_weight_of_zero_changes_nothing(problem, bad):
     problems(label_smoothing=0.0, focal_gamma=0.0, z_loss=0.0, pos_weight=None),
 )
 def test_options_of_zero_equal_the_plain_loss(problem):
-    """The textbook's logarithm of a probability, in float64."""
+    expected = textbook(problem)
+    assert_same(problem.solve(), expected, problem.allowance(expected))
+
+
+@np.errstate(invalid="ignore")
+def textbook(problem):
+    """By the logarithm of a probability, in float64."""
     z = problem.rows.astype("float64")
     if problem.activation == "sigmoid":
         y = by_rows(problem.labels, problem.axis) * 1.0
@@ -216,18 +222,15 @@ def test_options_of_zero_equal_the_plain_loss(problem):
     else:
         y = by_rows(problem.as_one_hot().labels, problem.axis) * problem.per_class
         closed = np.isneginf(z)
-        with np.errstate(invalid="ignore"):
-            log_p = np.where(closed, z, z - np.logaddexp.reduce(z, -1, keepdims=True))
-            terms = np.where(y > 0, -y * log_p, 0.0)
+        log_p = np.where(closed, z, z - np.logaddexp.reduce(z, -1, keepdims=True))
+        terms = np.where(y > 0, -y * log_p, 0.0)
         slopes = np.exp(log_p) * y.sum(-1, keepdims=True) - np.where(closed, 0.0, y)
     weights = problem.shares
     values = np.where(weights > 0, weights * terms.sum(-1), 0.0)
     gradient = weights[:, None] * slopes
     if problem.reduction is None:
-        expected = Solution(values, problem.upstream.ravel()[:, None] * gradient)
-    else:
-        expected = Solution(np.sum(values), gradient)
-    assert_same(problem.solve(), expected, problem.allowance(expected))
+        return Solution(values, problem.upstream.ravel()[:, None] * gradient)
+    return Solution(np.sum(values), gradient)
 
 
 @repeatable()

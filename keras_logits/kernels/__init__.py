@@ -89,7 +89,8 @@ def _weighted_linear(
     figures: tuple[str, ...],
 ) -> Weighted:
     features, kernel, bias = scores.linear
-    plan = plan_of(scores)
+    # Without what is only there to be read: the plan keys compiled functions.
+    plan = replace(plan_of(scores), tokens=None, why="")
     whole = LinearFormula(
         replace(formula, axis=-1), scores.squash, scores.transposed, plan, figures
     )

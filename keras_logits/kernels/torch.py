@@ -206,6 +206,14 @@ class _NotAgain(torch.autograd.Function):
 
 
 def _pass_over(
+    formula: LinearFormula, wanted: Wanted, linear: Linear, *batch: Any
+) -> Found:
+    """The loop of `loop.py`, in place, in the precision that it asks for."""
+    with torch.autocast(linear.features.device.type, enabled=False):
+        return _loop(formula, wanted, linear, *batch)
+
+
+def _loop(
     formula: LinearFormula,
     wanted: Wanted,
     linear: Linear,
@@ -213,7 +221,6 @@ def _pass_over(
     weights: Tensor,
     class_weights: Tensor | None,
 ) -> Found:
-    """The loop of `loop.py`, in place."""
     features, kernel, bias = linear
     dtype = torch.promote_types(features.dtype, torch.float32)
     used = kernel.to(features.dtype).to(dtype)
@@ -256,7 +263,8 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    return torch.matmul(features.to(dtype), kernel.to(dtype))
+    with torch.autocast(features.device.type, enabled=False):
+        return torch.matmul(features.to(dtype), kernel.to(dtype))
 
 
 def total_over_replicas(total: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def probabilities(
         logit of -inf has probability 0; softmax sums to 1 along `axis`.
 
     Raises:
-        ValueError: if `activation` is neither of the two.
+        ValueError: if `activation` is neither of the two, or a softmax has one class.
 
     Example:
         >>> probabilities([2.1972246], "sigmoid")
@@ -96,6 +96,12 @@ def probabilities(
     logits = at_least_float32(as_float(logits))
     if activation == "sigmoid":
         return ops.sigmoid(logits)
+    if logits.shape[axis] == 1:
+        raise ValueError(
+            "`logits` of a softmax must have at least 2 classes: that of a single one "
+            f"is always 1. Received: shape {tuple(logits.shape)}, with axis={axis}. "
+            "Write probabilities(logits, 'sigmoid') for yes/no units."
+        )
     return ops.softmax(logits, axis=axis)
 
 

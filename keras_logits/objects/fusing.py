@@ -1,14 +1,17 @@
 """Whether a loss goes from the features to its value without holding the logits."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Tensor
-from keras_logits.kernels import is_concrete
-from keras_logits.kernels.contract import LinearLogits
+from keras_logits.kernels import is_concrete, logits_of
+from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.objects.predictions import Scores
 from keras_logits.provenance import Mark
 
@@ -54,7 +57,28 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
             "Write fused=False to be told no more.",
             stacklevel=5,
         )
+    if found is not None and is_concrete(scores.values):
+        _check_unchanged(found, scores.values)
     return found
+
+
+def _check_unchanged(recipe: LinearLogits, logits: Tensor) -> None:
+    """Refuses a recipe that no longer gives the logits: their first row tells."""
+    if 0 in logits.shape:
+        return
+    features, kernel, bias = recipe.linear
+    first = ops.reshape(features, (-1, features.shape[-1]))[:1]
+    again = logits_of(replace(recipe, linear=Linear(first, kernel, bias)))
+    row = ops.convert_to_numpy(ops.reshape(logits, (-1, logits.shape[-1]))[0])
+    again = ops.convert_to_numpy(again[0])
+    finite = row[np.isfinite(row)]
+    rounding = 1e-3 * np.abs(finite).max(initial=1e-30)
+    if not np.allclose(again, row, rtol=0, atol=rounding, equal_nan=True):
+        raise ValueError(
+            "`fused=True` computes the logits again, from the features and weights of "
+            "the head. Received: features or weights that have changed since the head "
+            "made `y_pred`. Call the loss before they change, or write fused=False."
+        )
 
 
 def _pays(logits: Tensor) -> bool:

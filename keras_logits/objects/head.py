@@ -134,7 +134,6 @@ class LogitsHead:
         self.reports = checked_reports(reports, activation)
         self._reports = Reports(self.reports, self)
         self._trackers = self._reports.trackers  # Keras finds its metrics by attribute
-        self._squash = Squash(self.softcap, self.temperature)
         self._tie = Tie(tied_to)
         self.kernel_initializer = get.initializers.get(kernel_initializer)
         self.bias_initializer = get.initializers.get(bias_initializer)
@@ -237,6 +236,9 @@ class LogitsHead:
         self, mark: Mark, memory_budget: int | None
     ) -> tuple[LinearLogits | None, str | None]:
         """What the logits are made of, or why a loss cannot make them itself."""
+        own, given = LogitsHead, type(self)
+        if given.call is not own.call or given.logits_of is not own.logits_of:
+            return None, f"a {given.__name__} that computes its logits in its own way."
         linear = self._linear(mark.features) if mark.linear is None else mark.linear
         found = replace(linear, memory_budget=memory_budget)
         features, kernel, _ = found.linear
@@ -251,10 +253,11 @@ class LogitsHead:
         own_dtype = getattr(self, "autocast", getattr(self, "_autocast", True))
         if own_dtype or not is_float(inputs):
             inputs = ops.cast(inputs, self.compute_dtype)  # type: ignore[attr-defined]
-        tied = self.tied_to
-        kernel = self.kernel if tied is None else tied.embeddings
+        tied = self.tied_to is not None
+        kernel = self._tie.matrix() if tied else self.kernel
         linear = Linear(inputs, ops.convert_to_tensor(kernel), self._bias())
-        return LinearLogits(linear, self._squash, transposed=tied is not None)
+        squash = Squash(self.softcap, self.temperature)
+        return LinearLogits(linear, squash, transposed=tied)
 
     def _bias(self) -> Tensor | None:
         return None if self.bias is None else ops.convert_to_tensor(self.bias)

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_logits._typing import Activation, Tensor
 from keras_logits.maths.links import check_activation
+from keras_logits.objects.predictions import producer
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.provenance import Mark, mark
 
@@ -21,13 +22,15 @@ class MarkLogits:
         **kwargs: `name`, `dtype`.
 
     Call arguments:
-        inputs: `[..., K]`, logits. Never probabilities: nothing can check that here.
+        inputs: `[..., K]`, logits. Never probabilities: what Keras notes of its own
+            activations (TensorFlow, torch) is an error, and no more can be checked.
 
     Returns:
         The same values, marked.
 
     Raises:
-        ValueError: if `activation` is neither of the two.
+        ValueError: if `activation` is neither of the two, or `inputs` are visibly
+            probabilities.
 
     Example:
         >>> model = keras.Sequential([backbone_with_logits, MarkLogits("softmax")])
@@ -48,6 +51,13 @@ class MarkLogits:
 
     def __call__(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         check_same_keras(self, inputs, "inputs")
+        made = producer(inputs)
+        if made:
+            raise ValueError(
+                f"`inputs` must be logits. Received: a tensor that is {made}. Write "
+                "Dense(units) without activation before MarkLogits, or "
+                f"LogitsHead(units, {self.activation!r}) in the place of both."
+            )
         outputs = super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
         if not is_symbolic(outputs):
             mark(outputs, Mark(self.activation, head=self))

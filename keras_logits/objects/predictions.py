@@ -90,7 +90,15 @@ def _marked(
 
 
 def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
-    found = _evidence(owner, y_pred, activation) or "of which nothing is known"
+    made = producer(y_pred)
+    if made:
+        return (
+            "`y_pred` must be marked as logits, the scores before a softmax or a "
+            f"sigmoid. Received: an unmarked tensor that is {made}. Write "
+            f"LogitsHead(units, activation={activation!r}) in the place of that last "
+            f"layer, or {type(owner).__name__}(from_logits=False)."
+        )
+    found = _seen_in(owner, y_pred, activation) or "of which nothing is known"
     return (
         "`y_pred` must be marked as logits, the scores before a softmax or a sigmoid, "
         f"for the loss to be sure of them. Received: an unmarked tensor of shape "
@@ -107,7 +115,7 @@ def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) ->
         f"Write LogitsHead(units, activation={activation!r}) for the last layer and "
         f"{type(owner).__name__}() for the loss, or from_logits=False."
     )
-    produced = _producer(y_pred)
+    produced = producer(y_pred)
     if produced:
         raise ValueError(
             "`from_logits=True` says that `y_pred` holds logits. Received: a tensor "
@@ -125,15 +133,13 @@ def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) ->
         )
 
 
-def _evidence(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:
-    produced = _producer(y_pred)
-    if produced:
-        return f"which is {produced}"
+def _seen_in(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:
     seen = is_concrete(y_pred) and _seen_in_values(owner, y_pred, activation)
     return f"which looks like probabilities: {seen}" if seen else None
 
 
-def _producer(y_pred: Tensor) -> str | None:
+def producer(y_pred: Tensor) -> str | None:
+    """What Keras itself notes of a tensor: that an activation of its own made it."""
     if getattr(y_pred, "_keras_logits", None) is None:
         return None
     return "the output of a Keras softmax or sigmoid, that is, probabilities"

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from keras import ops
+
 from keras_logits._typing import Tensor
 
 
@@ -24,6 +26,21 @@ class Tie:
 
     layer: Any
     rebuilt: bool = False
+
+    def matrix(self) -> Tensor:
+        """The Embedding's matrix `[units, D]`, in floats also where it is quantised."""
+        matrix = ops.convert_to_tensor(self.layer.embeddings)
+        mode = getattr(self.layer, "quantization_mode", None)
+        if mode is None:
+            return matrix
+        if mode != "int8":
+            raise ValueError(
+                "`tied_to` must hold floats or int8, for the head to read. Received: "
+                f"an Embedding that was quantised to {mode!r}. Write "
+                'embedding.quantize("int8").'
+            )
+        scale = ops.expand_dims(self.layer.embeddings_scale, -1)
+        return ops.cast(matrix, scale.dtype) / scale
 
     def follow(self, features: Tensor) -> None:
         """Goes over to the layer of the same name that symbolic features come from."""
