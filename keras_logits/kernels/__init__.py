@@ -32,12 +32,14 @@ _body = (
 
 total_over_replicas = _body.total_over_replicas
 is_concrete = _body.is_concrete
+read = _body.read
 
 __all__ = [
     "check_tensorflow",
     "is_concrete",
     "logits_of",
     "plan_of",
+    "read",
     "total_over_replicas",
     "weighted",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
@@ -206,6 +207,9 @@ def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 
 _VERBS = Verbs(matmul, _add_rows)
+
+
+read = ops.convert_to_tensor
 
 
 def device() -> str:

@@ -210,8 +210,7 @@ def weighted_linear(
     A tape outside of the graph that this is traced in is not seen from here: then the
     backward pass goes over all tokens again.
     """
-    # A variable is read here, under the tapes that want its gradient.
-    linear = Linear(*(None if x is None else tf.convert_to_tensor(x) for x in linear))
+    linear = Linear(*(None if x is None else read(x) for x in linear))
     wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
     at_once = wanted if summed else NOTHING
     features, kernel, bias = linear
@@ -294,6 +293,14 @@ def total_over_replicas(total: Tensor) -> Tensor:
     if context is None or context.num_replicas_in_sync == 1:
         return total
     return context.all_reduce(tf.distribute.ReduceOp.SUM, total)
+
+
+def read(variable: Tensor) -> Tensor:
+    """What a variable holds now. Keras gives the variable itself, not its value.
+
+    A graph that held the variable would keep the weights for ever.
+    """
+    return tf.convert_to_tensor(variable)
 
 
 def device() -> str:

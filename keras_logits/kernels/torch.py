@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
@@ -269,6 +270,9 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 def total_over_replicas(total: Tensor) -> Tensor:
     return total
+
+
+read = ops.convert_to_tensor
 
 
 def device() -> str:

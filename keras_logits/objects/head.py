@@ -255,12 +255,12 @@ class LogitsHead:
             inputs = ops.cast(inputs, self.compute_dtype)  # type: ignore[attr-defined]
         tied = self.tied_to is not None
         kernel = self._tie.matrix() if tied else self.kernel
-        linear = Linear(inputs, ops.convert_to_tensor(kernel), self._bias())
+        linear = Linear(inputs, kernels.read(kernel), self._bias())
         squash = Squash(self.softcap, self.temperature)
         return LinearLogits(linear, squash, transposed=tied)
 
     def _bias(self) -> Tensor | None:
-        return None if self.bias is None else ops.convert_to_tensor(self.bias)
+        return None if self.bias is None else kernels.read(self.bias)
 
     def report(self, figures: Tensor, weights: Tensor) -> None:
         """What a loss calls with the figures of a batch."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from keras import ops
 
+from keras_logits import kernels
 from keras_logits._typing import Tensor
 
 
@@ -29,7 +30,7 @@ class Tie:
 
     def matrix(self) -> Tensor:
         """The Embedding's matrix `[units, D]`, in floats also where it is quantised."""
-        matrix = ops.convert_to_tensor(self.layer.embeddings)
+        matrix = kernels.read(self.layer.embeddings)
         mode = getattr(self.layer, "quantization_mode", None)
         if mode is None:
             return matrix
