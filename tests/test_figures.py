@@ -9,7 +9,7 @@ from keras import ops
 from keras_logits.kernels import _compiled_figures
 from keras_logits.maths.figures import FIGURES, INVALID, OF_UNITS
 from keras_logits.maths.sigmoid import SigmoidFormula
-from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.softmax import BLOCK, SoftmaxFormula
 
 EPS = np.finfo("float32").eps
 INF = float("inf")
@@ -84,6 +84,17 @@ def test_figures_are_those_of_float64(scale, masked):
     expected = entropy_of(np.exp(log_p))
     np.testing.assert_allclose(found["entropy"], expected, 16 * EPS, 16 * EPS)
     np.testing.assert_array_equal(found[INVALID], 0)
+
+
+def test_figures_of_more_classes_than_are_summed_at_a_time():
+    z = draw.normal(0, 30, (len(IDS), 2 * BLOCK + 3)).astype("float32")
+    z[::2, 5] = -INF
+    ids = np.argsort(-z, axis=-1)[np.arange(len(IDS)), np.arange(len(IDS)) % 8]
+    found, p = of_classes(ids, z), np.exp(log_softmax(z))
+    rank = ranks_by_sorting(ids, z)
+    np.testing.assert_array_equal(found["accuracy"], rank == 0)
+    np.testing.assert_array_equal(found["top_5_accuracy"], rank < 5)
+    np.testing.assert_allclose(found["entropy"], entropy_of(p), 16 * EPS, 16 * EPS)
 
 
 def test_equal_logits_rank_as_argmax_and_a_stable_sort_have_it():

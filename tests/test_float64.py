@@ -19,6 +19,7 @@ from keras_logits import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
+from keras_logits.maths.softmax import BLOCK
 
 BACKEND = keras.config.backend()
 WIDER = {"float32": "float64", "float64": "longdouble"}
@@ -340,6 +341,20 @@ def test_a_function_is_as_accurate_as_the_obvious_code(what, name):
 @pytest.mark.parametrize(("what", "name"), WEIGHTED)
 def test_a_loss_is_as_accurate_as_the_obvious_code(what, name):
     assert_the_loss_is_right(Problem(what, name))
+
+
+def test_smoothing_over_more_classes_than_are_summed_at_a_time():
+    rng = np.random.default_rng(0)
+    z = rng.normal(0, 30, (5, 2 * BLOCK + 3)).astype("float32")
+    z[:, ::7] = -np.inf
+    ids = 1 + 7 * np.arange(5)
+    weight = rng.uniform(0, 2, z.shape[-1])
+    options = {"class_weight": weight, "label_smoothing": 0.3}
+    found = ops.convert_to_numpy(softmax_cross_entropy(ids, z, **options))
+    hot = np.arange(z.shape[-1]) == ids[:, None]
+    with np.errstate(invalid="ignore"):  # 0 * inf, selected out
+        answer = softmax_by_hand(hot, z.astype("float64"), **options)
+    np.testing.assert_allclose(found, answer.values, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("what", "name"), FEW)

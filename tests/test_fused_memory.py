@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_logits import (
     LogitsHead,
@@ -13,6 +14,13 @@ from keras_logits import (
     softmax_cross_entropy,
 )
 from keras_logits.kernels import plan
+from keras_logits.kernels.contract import Linear, LinearLogits
+from keras_logits.kernels.loop import buffers_of
+from keras_logits.maths.figures import FIGURES
+from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.squash import Squash
+from keras_logits.options import SoftmaxOptions
+from keras_logits.tasks import SoftmaxTask
 
 BACKEND = keras.config.backend()
 pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="XLA compiles no torch")
@@ -200,21 +208,31 @@ def test_a_training_step_holds_all_logits_only_if_it_is_plain(is_fused):
 # Memory as XLA counts it
 
 
-def temporaries(tokens, width=8, budget=None):
+def temporaries(tokens, width=8, budget=None, reports=(), **options):
     """Bytes beside inputs and results, and what the plan expects."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(tokens, width)).astype("float32")
     kernel = rng.normal(size=(width, 512)).astype("float32")
     labels = rng.integers(0, 512, tokens).astype("int32")
-    arrays = {"features": features, "kernel": kernel, "labels": labels}
+    bias = rng.normal(size=512).astype("float32")
+    arrays = {"features": features, "kernel": kernel, "bias": bias, "labels": labels}
+    hot = options.pop("one_hot", False)
 
-    def run(features, kernel, labels):
-        return linear_softmax_cross_entropy(
-            features, kernel, labels, memory_budget=budget
-        )
+    def run(features, kernel, bias, labels):
+        labels = ops.one_hot(labels, 512) if hot else labels
+        recipe = LinearLogits(Linear(features, kernel, bias), Squash(), False, budget)
+        task = SoftmaxTask(labels, recipe, SoftmaxOptions(**options))
+        return task.weighted(ops.ones(tokens), True, reports).value
 
-    made = compiled(run, ("features", "kernel"), arrays)
-    expected = plan.plan(tokens, 512, budget=budget).expected_bytes
+    made = compiled(run, LINEAR, arrays)
+    formula = SoftmaxFormula(not hot, 512, **options)
+    expected = plan.plan(
+        tokens,
+        512,
+        budget=budget,
+        width=width,
+        buffers=buffers_of(formula, bool(reports)),
+    ).expected_bytes
     return made.memory_analysis().temp_size_in_bytes, expected
 
 
@@ -228,10 +246,29 @@ def test_memory_is_what_the_plan_expects_and_does_not_grow_with_tokens():
 
 
 @of_jax
+@pytest.mark.parametrize("reports", [(), FIGURES], ids=["", "reports"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"z_loss": 1e-3},
+        {"label_smoothing": 0.1},
+        {"focal_gamma": 2.0},
+        {"label_smoothing": 0.1, "focal_gamma": 2.0},
+        {"one_hot": True},
+        {"one_hot": True, "focal_gamma": 2.0},
+    ],
+    ids=", ".join,
+)
+def test_what_options_and_reports_cost_is_in_the_plan(options, reports):
+    labels = 4 * 2048 * 512 * options.get("one_hot", False)
+    size, expected = temporaries(2048, reports=reports, **options)
+    assert 0.5 * expected < size - labels <= 1.1 * expected + 2**14
+
+
+@of_jax
 def test_no_product_of_the_kernels_size_lies_beside_its_gradient():
     size, expected = temporaries(256, width=256, budget=2**16)
-    block = plan.FLOAT * 256 * 64
-    assert size <= expected + block + 2**14 < plan.FLOAT * 256 * 512
+    assert size <= expected + 2**14 < plan.FLOAT * 256 * 512
 
 
 @of_jax

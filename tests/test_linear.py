@@ -18,6 +18,8 @@ from keras import ops
 
 from keras_logits import SoftmaxCrossEntropy, kernels, linear_softmax_cross_entropy
 from keras_logits.kernels import plan
+from keras_logits.kernels.loop import buffers_of
+from keras_logits.maths.softmax import SoftmaxFormula
 from strategies import (
     BACKEND,
     CHOICES,
@@ -273,13 +275,17 @@ def stated(
     z = z if softcap is None else softcap * np.tanh(z / softcap)
     if base.sample_weight is not None:
         arrays["sample_weight"] = base.sample_weight
+    options = {
+        name: of_loss.get(name, 0.0) for name in ("label_smoothing", "focal_gamma")
+    }
+    buffers = buffers_of(SoftmaxFormula(base.are_ids, classes, **options), False)
     return LinearProblem(
         base.but(logits=(z / temperature).astype("float32")),
         arrays,
         softcap,
         temperature,
         transposed,
-        None if chunk is None else chunk * plan.BUFFERS * plan.FLOAT * classes,
+        None if chunk is None else chunk * buffers * plan.FLOAT * classes,
     )
 
 

@@ -16,7 +16,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.kernels import contract, reference
 from keras_logits.kernels.contract import Formula, Linear, LinearLogits
-from keras_logits.kernels.loop import LinearFormula
+from keras_logits.kernels.loop import LinearFormula, buffers_of
 from keras_logits.kernels.plan import Plan
 from keras_logits.kernels.plan import plan as make_plan
 from keras_logits.maths.figures import figures as figures_of
@@ -38,7 +38,6 @@ __all__ = [
     "check_tensorflow",
     "is_concrete",
     "logits_of",
-    "plan_of",
     "read",
     "total_over_replicas",
     "weighted",
@@ -92,7 +91,8 @@ def _weighted_linear(
 ) -> Weighted:
     features, kernel, bias = scores.linear
     # Without what is only there to be read: the plan keys compiled functions.
-    plan = replace(plan_of(scores), tokens=None, why="")
+    planned = plan_of(scores, buffers_of(formula, bool(figures)))
+    plan = replace(planned, tokens=None, why="")
     whole = LinearFormula(
         replace(formula, axis=-1), scores.squash, scores.transposed, plan, figures
     )
@@ -118,12 +118,17 @@ def logits_of(scores: LinearLogits) -> Tensor:
     return contract.logits_of(scores, _body.matmul)
 
 
-def plan_of(scores: LinearLogits) -> Plan:
+def plan_of(scores: LinearLogits, buffers: int) -> Plan:
     """What the fused pass would do here."""
     known = scores.shape[:-1]
     tokens = None if None in known else math.prod(known)  # type: ignore[arg-type]
     return make_plan(
-        tokens, scores.classes, device=_body.device(), budget=scores.memory_budget
+        tokens,
+        scores.classes,
+        device=_body.device(),
+        budget=scores.memory_budget,
+        width=int(scores.linear.features.shape[-1]),
+        buffers=buffers,
     )
 
 

@@ -16,7 +16,8 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import Linear
-from keras_logits.kernels.plan import Plan
+from keras_logits.kernels.plan import BUFFERS, Plan
+from keras_logits.maths.blocks import fold_blocks
 from keras_logits.maths.figures import figures
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import SoftmaxFormula
@@ -32,6 +33,13 @@ class LinearFormula:
     transposed: bool
     plan: Plan
     figures: tuple[str, ...] = ()
+
+
+def buffers_of(formula: SoftmaxFormula, watched: bool) -> int:
+    """Arrays as large as a chunk's logits that XLA was seen to hold at a time."""
+    if formula.closed:
+        return BUFFERS + int(watched or formula.label_smoothing > 0)
+    return 8 if formula.focal_gamma else 6 + int(watched)
 
 
 class Wanted(NamedTuple):
@@ -144,6 +152,4 @@ def _add_product(
             product, at, size = ops.transpose(product), at[::-1], size[::-1]
         return ops.slice_update(total, at, ops.slice(total, at, size) + product)
 
-    blocks, rest = divmod(classes, width)
-    total = ops.fori_loop(0, blocks, lambda j, t: added(j * width, width, t), total)
-    return added(blocks * width, rest, total) if rest else total
+    return fold_blocks(added, total, classes, width)

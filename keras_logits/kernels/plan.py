@@ -7,7 +7,7 @@ from dataclasses import dataclass
 DEFAULT_BUDGET = 2**28
 """Bytes for the logits of one chunk and their gradient: 256 MiB."""
 
-BUFFERS = 2  # the logits of a chunk, and their gradient
+BUFFERS = 2  # the logits of a chunk, and their gradient; options may need more
 FLOAT = 4
 # Rows that keep a product busy: fewer are bound by reading the kernel, more only cost
 # memory. Measured on CPU cores; accelerators do more work for each byte that they read.
@@ -27,6 +27,8 @@ class Plan:
         chunk: tokens that are taken at a time.
         columns: classes whose kernel gradient is updated at a time.
         why: what decided on the chunk.
+        width: features of a token.
+        buffers: arrays as large as a chunk's logits that are held at a time.
     """
 
     tokens: int | None
@@ -34,6 +36,8 @@ class Plan:
     chunk: int
     columns: int
     why: str
+    width: int = 0
+    buffers: int = BUFFERS
 
     @property
     def chunks(self) -> int | None:
@@ -42,12 +46,13 @@ class Plan:
 
     @property
     def expected_bytes(self) -> int:
-        """Memory beside inputs and gradients, at the peak, of the logits of class ids.
+        """Memory beside inputs and gradients, at the peak.
 
-        XLA was seen to hold 2.6 times as much with label smoothing, 3.5 times with a
-        focal factor, and twice as much with all reports.
+        The logits of a chunk and what is made of them, its features and their gradient,
+        and a block of the kernel's gradient.
         """
-        return BUFFERS * FLOAT * self.chunk * self.vocabulary
+        logits = self.buffers * self.chunk * self.vocabulary
+        return FLOAT * (logits + self.width * (2 * self.chunk + self.columns))
 
     def __str__(self) -> str:
         counted = {None: "as many chunks as needed", 1: "1 chunk"}
@@ -64,16 +69,19 @@ def plan(
     *,
     device: str = "cpu",
     budget: int | None = None,
+    width: int = 0,
+    buffers: int = BUFFERS,
 ) -> Plan:
     """The plan for shapes, a device ("cpu" or "accelerator") and a budget in bytes."""
     budget = DEFAULT_BUDGET if budget is None else budget
     enough = ENOUGH_ROWS[device]
-    allowed = budget // (BUFFERS * FLOAT * vocabulary)
+    row = buffers * FLOAT * vocabulary
+    allowed = budget // row
     if allowed < 1:
         warnings.warn(
             f"`memory_budget` is too small for the logits of one token. Received: "
-            f"memory_budget={budget}, where {BUFFERS * FLOAT * vocabulary} bytes are "
-            "needed. One token at a time is taken.",
+            f"memory_budget={budget}, where {row} bytes are needed. One token is taken "
+            "at a time.",
             stacklevel=2,
         )
     chunk = max(1, min(enough, allowed))
@@ -86,4 +94,5 @@ def plan(
         chunk, why = max(1, tokens), "these are all tokens"
     elif tokens is not None:
         chunk = math.ceil(tokens / math.ceil(tokens / chunk))  # chunks of equal size
-    return Plan(tokens, vocabulary, chunk, min(COLUMNS[device], vocabulary), why)
+    columns = min(COLUMNS[device], vocabulary)
+    return Plan(tokens, vocabulary, chunk, columns, why, width, buffers)

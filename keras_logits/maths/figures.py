@@ -49,21 +49,26 @@ def _of_classes(
         true = given
     else:
         true = ops.expand_dims(ops.cast(ops.argmax(given, axis=axis), "int32"), axis)
-    target = ops.take_along_axis(parts.shifted, true, axis=axis)
-    # The rank of the label among the classes, as argmax and top-k have it: no sort.
-    first = ops.logical_and(
-        ops.equal(parts.shifted, target), formula.class_ids(z) < true
-    )
-    # Not by `>`, by which a label among logits that are NaN would come first.
-    before = ops.logical_or(ops.logical_not(parts.shifted <= target), first)
-    rank = ops.sum(ops.cast(before, "int32"), axis=axis)
+    own = ops.take_along_axis(parts.shifted, true, axis=axis)
 
-    open_ = ops.logical_not(parts.masked)
-    shifted = ops.where(open_, parts.shifted, ops.zeros_like(z))
-    drop = ops.sum(parts.exp * shifted, axis=axis, keepdims=True)
+    # The rank of the label among the classes, as argmax and top-k have it: no sort.
+    def before(z: Tensor, ids: Tensor) -> Tensor:
+        shifted = z - parts.shift
+        first = ops.logical_and(ops.equal(shifted, own), ids < true)
+        # Not by `>`, by which a label among logits that are NaN would come first.
+        others = ops.logical_not(shifted <= own)
+        return ops.cast(ops.logical_or(others, first), "int32")
+
+    rank = formula.sum_over_classes(before, z, formula.class_ids(z))
+    rank = ops.squeeze(rank, axis)
+
+    def drops(z: Tensor, exp: Tensor) -> Tensor:
+        return ops.where(exp > 0, exp * (z - parts.shift), ops.zeros_like(z))
+
+    drop = formula.sum_over_classes(drops, z, parts.exp)
     entropy = parts.log_total - drop / parts.total
     if formula.ids:
-        cross_entropy = parts.log_total - target
+        cross_entropy = parts.log_total - own
     else:
         terms = ops.where(given > 0, given * (parts.log_total - parts.shifted), 0.0)
         cross_entropy = ops.sum(terms, axis=axis, keepdims=True)

@@ -11,16 +11,20 @@ with $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ over the $K'$ classes t
 are not masked by -inf, and $d = \sum_k c_k y_k / \sum_k y_k$.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.maths.blocks import block_of, fold_blocks
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
 from keras_logits.maths.weights import nonzero
+
+BLOCK = 4096  # classes that are summed together
 
 
 class Evaluated(NamedTuple):
@@ -67,6 +71,11 @@ class SoftmaxFormula:
             or self.from_probabilities
         )
 
+    @property
+    def closed(self) -> bool:
+        """Whether all but the gradient is a number per position."""
+        return self.ids and not (self.label_smoothing and self.focal_gamma)
+
     def over_scores(self, per_position: Tensor) -> Tensor:
         """Values of positions, ready to multiply the scores of all their classes."""
         return ops.expand_dims(per_position, axis=self.axis)
@@ -96,8 +105,8 @@ class SoftmaxFormula:
         if self.from_probabilities:
             losses, gradient = self._of_probabilities(given, z, columns)
             gradient = gradient * wide
-        elif self.ids and not (self.label_smoothing or self.focal_gamma):
-            losses, gradient = self._of_class_ids(given, z, mass, wide)
+        elif self.closed:
+            losses, gradient = self._of_class_ids(given, z, columns, mass, wide)
         else:
             losses, gradient = self._of_targets(given, z, columns, mass)
             gradient = gradient * wide
@@ -135,29 +144,69 @@ class SoftmaxFormula:
         return y, valid, mass
 
     def _of_class_ids(
-        self, ids: Tensor, z: Tensor, mass: Tensor, w: Tensor
+        self,
+        ids: Tensor,
+        z: Tensor,
+        columns: Tensor | None,
+        mass: Tensor,
+        w: Tensor,
     ) -> Evaluated:
-        """The plain case, which reads the logits and writes the gradient.
+        """Class ids, which read the logits and write the gradient, and nothing else.
 
         Weights enter here, and not after, because they multiply one number per
-        position instead of one per class.
+        position instead of one per class. A focal factor is that of the label alone,
+        unless labels are smoothed.
         """
         parts = softmax_in_parts(z, self.axis)
         target = ops.take_along_axis(parts.shifted, ids, axis=self.axis)
         unreachable = ops.equal(target, -float("inf"))
-        lost = ops.where(mass > 0, ops.full_like(mass, float("inf")), mass)
-        loss = ops.where(unreachable, lost, mass * (parts.log_total - target))
-        slope = mass
+        surprise = parts.log_total - target  # -log p
+        surprise = ops.where(unreachable, ops.zeros_like(target), surprise)
+        own = mass * (1.0 - self.label_smoothing)
+        loss, pull = own * surprise, own
+        if self.focal_gamma:
+            p = ops.exp(target) / parts.total
+            factor, slope = _focal(-surprise, p, unreachable, self.focal_gamma)
+            loss, pull = loss * factor, own * slope
+        lost = ops.where(own > 0, ops.full_like(own, float("inf")), own)
+        loss = ops.where(unreachable, lost, loss)
+        drop = ops.where(unreachable, ops.zeros_like(w), w * pull)
+        hot = ops.equal(self.class_ids(z), ids)
+        spread = None
+        if self.label_smoothing:
+            spread, share, drawn = self._smoothed(z, parts, columns)
+            loss = loss + (share * parts.log_total - drawn)
+            pull = pull + share
         if self.z_loss:
             lse = parts.shift + parts.log_total
             loss = loss + self.z_loss * mass * lse * lse
-            slope = mass * (1.0 + 2.0 * self.z_loss * lse)
+            pull = pull + 2.0 * self.z_loss * mass * lse
 
-        drop = ops.where(unreachable, ops.zeros_like(w), w * mass)
-        hot = ops.equal(self.class_ids(z), ids)
-        gradient = parts.exp * (w * slope / parts.total)
+        gradient = parts.exp * (w * pull / parts.total)
         gradient = gradient - ops.where(hot, drop, ops.zeros_like(drop))
+        if spread is not None:
+            gradient = gradient - w * spread
         return Evaluated(ops.squeeze(loss, self.axis), gradient)
+
+    def _smoothed(
+        self, z: Tensor, parts: SoftmaxParts, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What smoothing adds to each class, its sum, and that of it times shifted."""
+        if columns is None:
+            columns = self._along_classes(ops.ones((self.classes,), z.dtype), z)
+
+        def open_(values: Tensor, z: Tensor) -> Tensor:
+            masked = ops.equal(z, -float("inf"))
+            return ops.where(masked, ops.zeros_like(z), values)
+
+        def total(of: Callable[..., Tensor]) -> Tensor:
+            return self.sum_over_classes(of, z, columns)
+
+        count = total(lambda z, c: open_(ops.ones_like(z), z))
+        each = self.label_smoothing / nonzero(count)
+        share = each * total(lambda z, c: open_(c, z))
+        drawn = each * total(lambda z, c: c * open_(z - parts.shift, z))
+        return open_(each * columns, z), share, drawn
 
     def _of_targets(
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
@@ -207,11 +256,28 @@ class SoftmaxFormula:
             y = ops.cast(ops.equal(self.class_ids(z), given), z.dtype)
         if not self.label_smoothing:
             return y
-        open_ = ops.cast(ops.logical_not(masked), z.dtype)
-        count = ops.sum(open_, axis=self.axis, keepdims=True)
         mass = ops.sum(y, axis=self.axis, keepdims=True)
-        spread = self.label_smoothing * mass / nonzero(count)
-        return (1.0 - self.label_smoothing) * y + spread * open_
+        return (1.0 - self.label_smoothing) * y + self._spread(masked, mass)
+
+    def _spread(self, masked: Tensor, mass: Tensor) -> Tensor:
+        """What smoothing gives to each class that is not masked."""
+        open_ = ops.cast(ops.logical_not(masked), mass.dtype)
+        count = ops.sum(open_, axis=self.axis, keepdims=True)
+        return self.label_smoothing * mass / nonzero(count) * open_
+
+    def sum_over_classes(self, terms: Callable[..., Tensor], *wide: Tensor) -> Tensor:
+        """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
+        axis = self.axis
+
+        def add(start: Any, width: int, total: Tensor) -> Tensor:
+            block = [block_of(x, start, width, axis) for x in wide]
+            return total + ops.sum(terms(*block), axis=axis, keepdims=True)
+
+        if self.classes <= BLOCK:
+            return ops.sum(terms(*wide), axis=axis, keepdims=True)
+        first = [block_of(x, 0, 1, axis) for x in wide]
+        none = ops.zeros_like(terms(*first))
+        return ops.stop_gradient(fold_blocks(add, none, self.classes, BLOCK))
 
     def class_ids(self, z: Tensor) -> Tensor:
         """0 to K - 1 along the class axis, 1 elsewhere."""
