@@ -733,6 +733,32 @@ def twice(function, tensors):
     return [[back(weights)[0][name] for name in tensors] for _ in range(2)]
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="others know the size of a batch")
+@again
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_batch_that_turns_out_to_be_empty_costs_nothing(jit, reduction):
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec((None, 3)), tf.TensorSpec((None,), "int32")]
+    kernel = tf.ones((3, 11))
+
+    @tf.function(jit_compile=jit, input_signature=signature)
+    def step(features, labels):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            total = tf.reduce_sum(
+                linear_softmax_cross_entropy(
+                    features, kernel, labels, reduction=reduction
+                )
+            )
+        return total, tape.gradient(total, kernel)
+
+    empty = step(tf.ones((0, 3)), tf.zeros(0, "int32"))
+    np.testing.assert_array_equal(empty[0], 0)
+    np.testing.assert_array_equal(empty[1], np.zeros((3, 11)))
+    assert np.any(step(tf.ones((2, 3)), tf.zeros(2, "int32"))[1])
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="whose tapes pass over labels")
 @again
 def test_the_gradient_by_labels_is_refused(reduction):

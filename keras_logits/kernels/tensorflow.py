@@ -24,7 +24,14 @@ from keras_logits.kernels.contract import (
     gradient_of_scores,
     sum_of_losses,
 )
-from keras_logits.kernels.loop import NOTHING, LinearFormula, Verbs, Wanted, pass_over
+from keras_logits.kernels.loop import (
+    NOTHING,
+    Found,
+    LinearFormula,
+    Verbs,
+    Wanted,
+    pass_over,
+)
 
 COMPILED_FROM = 2**15
 """Scores in a batch from which XLA pays.
@@ -266,9 +273,36 @@ def _not_again(gradient: Tensor, *_: Tensor) -> Any:
 @functools.cache
 def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     verbs = Verbs(matmul, _add_rows)
-    run = functools.partial(pass_over, formula, wanted, verbs)
+    run = functools.partial(_pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.
     return _function(run, jit_compile=True)
+
+
+def _pass_over(
+    formula: LinearFormula,
+    wanted: Wanted,
+    verbs: Verbs,
+    linear: Linear,
+    labels: Tensor,
+    weights: Tensor,
+    class_weights: Tensor | None,
+) -> Found:
+    """The pass, with a token of weight 0 in a batch that turns out to be empty.
+
+    XLA cannot compile what takes rows of such a batch.
+    """
+    tokens = tf.shape(weights)[0]
+    missing = tf.cast(tokens < 1, "int32")
+
+    def filled(rows: Tensor) -> Tensor:
+        return tf.pad(rows, [[0, missing], *([0, 0] for _ in rows.shape[1:])])
+
+    rows = linear._replace(features=filled(linear.features))
+    batch = (rows, filled(labels), filled(weights), class_weights)
+    losses, gradients, seen = pass_over(formula, wanted, verbs, *batch)
+    if gradients.features is not None:
+        gradients = gradients._replace(features=gradients.features[:tokens])
+    return Found(losses[:tokens], gradients, None if seen is None else seen[:tokens])
 
 
 def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
