@@ -92,7 +92,7 @@ cases = {
 }
 found = {
     # Of 15 rows the last batch has one, which leaves none for a replica.
-    name: [trained(*case, replicas, rows - 2 * (name == "no row")) for replicas in (1, 2)]
+    name: [trained(*case, n, rows - 2 * (name == "no row")) for n in (1, 2)]
     for name, case in cases.items()
 }
 
