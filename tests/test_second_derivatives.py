@@ -369,6 +369,25 @@ def whole_hessian(case):
 if BACKEND == "tensorflow":
 
     @pytest.mark.parametrize("outer", [same, tf.function], ids=["eager", "graph"])
+    def test_an_upstream_of_one_is_a_variable_like_any_other(outer):
+        case = Case("ids")
+
+        @outer
+        def by_upstream(z):
+            one = tf.ones(())
+            with tf.GradientTape() as tape:
+                tape.watch(one)
+                with tf.GradientTape() as inner:
+                    inner.watch(z)
+                    loss = case(z)
+                slopes = inner.gradient(loss, z, output_gradients=one)
+                along = tf.reduce_sum(z * slopes)
+            return along, tape.gradient(along, one)
+
+        along, found = by_upstream(tf.constant(case.logits))
+        assert_close(found.numpy(), along.numpy())
+
+    @pytest.mark.parametrize("outer", [same, tf.function], ids=["eager", "graph"])
     @pytest.mark.parametrize("kind", ["ids", "units"])
     def test_a_jacobian_of_a_gradient_is_the_hessian(kind, outer):
         case = Case(kind)

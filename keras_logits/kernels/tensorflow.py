@@ -79,12 +79,23 @@ def _by_scores(
                 # A backward graph that is derived again may use only what is in it.
                 batch = [None if x is None else tf.identity(x) for x in batch]
             gradient = _derived_again(formula, tuple(batch[4:]))(*batch[:4])
-            up = upstream if summed else formula.over_scores(upstream)
-            return tf.cast(up * gradient, scores.dtype), None, None
+            if not (summed and _is_one(upstream)):
+                up = upstream if summed else formula.over_scores(upstream)
+                gradient = up * gradient
+            return tf.cast(gradient, scores.dtype), None, None
 
         return value, backward
 
     return run
+
+
+def _is_one(upstream: Tensor) -> bool:
+    """Whether a product with it can be spared; not asked where that would wait."""
+    waits = is_concrete(upstream) and "CPU" not in upstream.device
+    if waits or _is_watched(upstream):
+        return False
+    known = tf.get_static_value(upstream)
+    return known is not None and known == 1
 
 
 def _derived_again(formula: Formula, constants: tuple[Tensor | None, ...]) -> Any:
