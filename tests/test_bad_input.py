@@ -566,6 +566,38 @@ CASES = {
         "1 NaN weights",
         r"Write 0\.0 for a position",
     ),
+    # Labels that are no numbers
+    "names for labels": (
+        lambda: softmax(np.array(["cat", "dog", "owl"] * 2)),
+        "`labels` must be numbers",
+        "<U3",
+        r"Write np\.unique\(labels, return_inverse=True\)",
+    ),
+    "complex labels": (
+        lambda: softmax(1j * Y),
+        "`labels` must be numbers",
+        "complex128",
+        "Write",
+    ),
+    "no labels": (lambda: softmax(None), "`labels` must be numbers", "object", "Write"),
+    "labels of unlike lengths": (
+        lambda: sigmoid([[1], [0, 1]]),
+        "`labels` must be numbers",
+        "lists of unlike lengths",
+        "Write",
+    ),
+    "an id that would wrap to another": (
+        lambda: softmax(changed(Y, 0, 2**32 + 1)),
+        "`labels` must be class ids from 0 to 3",
+        "1 bad of 6",
+        "Write",
+    ),
+    "weights for the two sides of one unit": (
+        lambda: sigmoid(np.zeros((6, 1)), Z[:, :1], class_weight={0: 1.0, 1: 5.0}),
+        "`class_weight`",
+        "1 classes",
+        "Write pos_weight=",
+    ),
     # The mark
     "an unmarked output": (
         lambda: SoftmaxCrossEntropy()(Y, Z),
@@ -613,6 +645,8 @@ GOOD = {
     "units of NumPy": lambda: softmax(logits=LogitsHead(np.int64(4))(X)),
     "whole floats": lambda: softmax(Y.astype("float64")),
     "unsigned bytes": lambda: softmax(Y.astype("uint8")),
+    "a list of tensors": lambda: softmax([*map(ops.convert_to_tensor, Y)]),
+    "ids of 64 bits": lambda: softmax(Y.astype("uint64")),
     "smoothing 1": lambda: softmax(label_smoothing=1.0),
     "bad labels of weight 0": lambda: softmax(
         changed(Y, 0, 99), weight=changed(np.ones(6), 0, 0.0)

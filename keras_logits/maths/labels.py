@@ -5,6 +5,8 @@ nothing else does. They stay integers to the end: a float of half precision woul
 class 1025 into class 1024.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -22,9 +24,13 @@ from keras_logits.maths.shapes import (
 
 def as_labels(labels: Tensor) -> Tensor:
     """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
-    if isinstance(labels, np.ndarray) and labels.dtype == np.uint64:
-        labels = labels.astype("int64")  # there is no uint64 on torch
+    of_tensors = isinstance(labels, (list, tuple)) and any(map(ops.is_tensor, labels))
+    if labels is None or isinstance(labels, (list, tuple, np.ndarray)):
+        labels = labels if of_tensors else _as_numbers(labels)
     labels = ops.convert_to_tensor(labels)
+    dtype = str(labels.dtype).rpartition(".")[2]
+    if "complex" in dtype or "string" in dtype:
+        raise ValueError(_no_numbers(dtype))
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if keras.backend.is_float_dtype(dtype) or dtype == "int64":
         return labels
@@ -32,6 +38,28 @@ def as_labels(labels: Tensor) -> Tensor:
         return ops.cast(labels, "int32")
     # What int64 is on JAX is told elsewhere.
     return ops.cast(labels, ops.convert_to_tensor(np.zeros((), "int64")).dtype)
+
+
+def _as_numbers(labels: Any) -> np.ndarray:
+    try:
+        array = np.asarray(labels)
+    except ValueError:  # lists of unlike lengths
+        raise ValueError(_no_numbers("lists of unlike lengths")) from None
+    if array.dtype.kind in "OSUc":
+        raise ValueError(_no_numbers(array.dtype))
+    if array.dtype.kind in "iu" and array.itemsize == 8:
+        # JAX would wrap what int32 does not hold, to a class that may exist.
+        bounds = np.iinfo("int32")
+        array = array.clip(bounds.min, bounds.max).astype("int32")
+    return array
+
+
+def _no_numbers(received: object) -> str:
+    return (
+        "`labels` must be numbers: class ids, or distributions over the classes. "
+        f"Received: {received}. Write np.unique(labels, return_inverse=True)[1] to "
+        "number classes that have names."
+    )
 
 
 def is_float(tensor: Tensor) -> bool:
