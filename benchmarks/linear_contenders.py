@@ -23,6 +23,7 @@ PEERS = {
     "torch": "torch linear_cross_entropy",
 }
 TORCH_CHUNKED = "torch linear_cross_entropy, chunked"
+TOKAMAX = "tokamax, chunked_xla"  # where it is installed
 PRODUCTS = "the three products alone"
 FORWARD = "keras_logits, fused, loss alone"
 
@@ -122,8 +123,14 @@ def loss_of(form: str, options: dict[str, Any], chunk: int | None) -> Loss:
             else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         )
         return lambda x, kernel, bias, labels, weights: loss(labels, x @ kernel)
-    peers = {"tf.nn": of_tf_nn, "optax": of_optax, PEERS["torch"]: of_torch}
-    return peers.get(form, of_torch_in_chunks)
+    peers = {
+        "tf.nn": of_tf_nn,
+        "optax": of_optax,
+        TOKAMAX: of_tokamax,
+        PEERS["torch"]: of_torch,
+        TORCH_CHUNKED: of_torch_in_chunks,
+    }
+    return peers[form]
 
 
 @contextmanager
@@ -163,6 +170,14 @@ def of_optax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
 
     loss = optax.losses.softmax_cross_entropy_with_integer_labels
     return loss(x @ kernel, labels).mean()
+
+
+def of_tokamax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
+    import tokamax
+
+    return tokamax.linear_softmax_cross_entropy_loss(
+        x, labels, kernel, reduction="mean", implementation="chunked_xla"
+    )
 
 
 def of_torch(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:

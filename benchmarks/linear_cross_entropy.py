@@ -16,6 +16,8 @@ first run, compilation and results included. The cases:
     options   each option of the loss alone against none
     sizes     fused against plain over sizes of the vocabulary: where "auto" begins
 
+On JAX tokamax takes part if it is installed: `.venv/bin/pip install tokamax`.
+
 The cases take about 20 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
 1 if a contender did not run.
@@ -31,6 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ from linear_contenders import (
     PEERS,
     PLAIN,
     PRODUCTS,
+    TOKAMAX,
     TORCH_CHUNKED,
     Problem,
     prepare,
@@ -121,10 +125,11 @@ def together(contenders: list[dict[str, Any]]) -> list[Seat]:
 def function(backend: str, quick: bool) -> Iterator[Comparison]:
     """All forms at the least vocabulary; those that decide, at the larger ones."""
     peer = PEERS[backend]
-    every = [PLAIN, KERAS, peer, PRODUCTS, FUSED, FORWARD]
+    peers = [peer, TOKAMAX] if backend == "jax" and find_spec("tokamax") else [peer]
+    every = [PLAIN, KERAS, *peers, PRODUCTS, FUSED, FORWARD]
     sizes: list[tuple[Problem, list[str], int]] = [
         (Problem(8192, 512, 32768), every, 2),
-        (Problem(8192, 512, 65536), [PLAIN, peer, PRODUCTS, FUSED], 3),
+        (Problem(8192, 512, 65536), [PLAIN, *peers, PRODUCTS, FUSED], 3),
         # So long a run is its own average.
         (Problem(8192, 512, 131072), [PLAIN, FUSED], 1),
     ]

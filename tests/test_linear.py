@@ -278,7 +278,7 @@ def stated(
     options = {
         name: of_loss.get(name, 0.0) for name in ("label_smoothing", "focal_gamma")
     }
-    buffers = buffers_of(SoftmaxFormula(base.are_ids, classes, **options), False)
+    buffers = buffers_of(SoftmaxFormula(base.are_ids, classes, **options))
     return LinearProblem(
         base.but(logits=(z / temperature).astype("float32")),
         arrays,

@@ -91,7 +91,7 @@ def _weighted_linear(
 ) -> Weighted:
     features, kernel, bias = scores.linear
     # Without what is only there to be read: the plan keys compiled functions.
-    planned = plan_of(scores, buffers_of(formula, bool(figures)))
+    planned = plan_of(scores, buffers_of(formula))
     plan = replace(planned, tokens=None, why="")
     whole = LinearFormula(
         replace(formula, axis=-1), scores.squash, scores.transposed, plan, figures

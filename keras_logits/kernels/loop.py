@@ -17,10 +17,10 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import Linear
 from keras_logits.kernels.plan import BUFFERS, Plan
-from keras_logits.maths.blocks import fold_blocks
+from keras_logits.maths.blocks import block_of, fold_blocks
 from keras_logits.maths.figures import figures
 from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.softmax import BLOCK, SoftmaxFormula
 from keras_logits.maths.squash import Squash
 
 
@@ -35,11 +35,11 @@ class LinearFormula:
     figures: tuple[str, ...] = ()
 
 
-def buffers_of(formula: SoftmaxFormula, watched: bool) -> int:
+def buffers_of(formula: SoftmaxFormula) -> int:
     """Arrays as large as a chunk's logits that XLA was seen to hold at a time."""
     if formula.closed:
-        return BUFFERS + int(watched or formula.label_smoothing > 0)
-    return 8 if formula.focal_gamma else 6 + int(watched)
+        return BUFFERS
+    return 8 if formula.focal_gamma else 6
 
 
 class Wanted(NamedTuple):
@@ -102,10 +102,7 @@ def pass_over(
         x = ops.take(features, rows, axis=0)
         x = ops.where(counted[:, None], x, ops.zeros_like(x))
 
-        scores = verbs.matmul(x, used)
-        if bias is not None:
-            scores = scores + ops.cast(bias, dtype)
-        logits = formula.squash.logits(scores)
+        logits = _logits(formula, verbs.matmul(x, used), bias)
         y = ops.take(labels, rows, axis=0)
         found = formula.softmax.evaluate(y, logits, w, class_weights)
         gradient = formula.squash.times_slope(found.gradient, logits)
@@ -135,6 +132,28 @@ def pass_over(
     sums = ops.fori_loop(0, (count + chunk - 1) // chunk, step, sums)
     gradients = Linear(*(sums.get(name) for name in Wanted._fields))
     return Found(sums["losses"], gradients, sums.get("figures"))
+
+
+def _logits(formula: LinearFormula, products: Tensor, bias: Tensor | None) -> Tensor:
+    """The logits, in place of the products if sums are to go over blocks of them.
+
+    XLA adds a bias anew wherever the logits are read, which costs nothing; but a loop
+    reads an array, which would then lie beside that of the products.
+    """
+
+    def of(products: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            products = products + ops.cast(bias, products.dtype)
+        return formula.squash.logits(products)
+
+    def replace_block(start: Any, width: int, whole: Tensor) -> Tensor:
+        offsets = None if bias is None else block_of(bias, start, width, axis=0)
+        block = of(block_of(whole, start, width, axis=1), offsets)
+        return ops.slice_update(whole, (0, start), block)
+
+    if not (formula.figures or formula.softmax.label_smoothing):
+        return of(products, bias)
+    return fold_blocks(replace_block, products, formula.plan.vocabulary, BLOCK)
 
 
 def _add_product(

@@ -16,6 +16,7 @@ def fold_blocks(
     step: Callable[[Any, int, Any], Any], carry: Any, size: int, width: int
 ) -> Any:
     """`carry = step(start, width, carry)` for each block, the last of what is left."""
+    width = min(width, size)
     blocks, rest = divmod(size, width)
     carry = ops.fori_loop(0, blocks, lambda j, c: step(j * width, width, c), carry)
     return step(blocks * width, rest, carry) if rest else carry

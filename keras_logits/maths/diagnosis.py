@@ -79,7 +79,11 @@ def _reason_for_class_ids(bad: Array, counted: Array, classes: int) -> str:
         return f"If {lowest} marks padding, write ignore_index={lowest} in the loss."
     if bad.max() == classes and not (counted == 0).any():
         return "The labels seem to start at 1: write labels - 1."
-    return f"Write LogitsHead({int(bad.max()) + 1}) if that many classes exist."
+    highest = int(bad.max())
+    head = f"LogitsHead({highest + 1}) if that many classes exist"
+    if bad.min() < highest:
+        return f"Write {head}."
+    return f"Write ignore_index={highest} if it marks what is to be ignored, or {head}."
 
 
 def _some(labels: Array, bad: Array) -> str:

@@ -24,7 +24,7 @@ from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
 from keras_logits.maths.weights import nonzero
 
-BLOCK = 4096  # classes that are summed together
+BLOCK = 2048  # classes that are summed together
 
 
 class Evaluated(NamedTuple):
