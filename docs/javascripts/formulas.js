@@ -10,7 +10,7 @@
     });
   };
   const reach = () => {
-    const wide = "pre > code, .md-typeset__scrollwrap, .katex-display";
+    const wide = "pre > code, .md-typeset__scrollwrap, div.arithmatex";
     for (const element of document.querySelectorAll(wide)) {
       if (element.scrollWidth > element.clientWidth) element.tabIndex = 0;
       else if (element.tabIndex === 0) element.removeAttribute("tabindex");
