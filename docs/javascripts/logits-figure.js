@@ -20,7 +20,6 @@
   const TEXTS = {
     en: {
       figure: "Try it: logits, probabilities, loss and gradient",
-      logits: "Logits",
       temperature: "temperature",
       shift: "Add 5 to all",
       unshift: "Take 5 off all",
@@ -28,24 +27,21 @@
       softmax: "Softmax: exactly one is true",
       sigmoid: "Sigmoid: each by itself",
       true: "true",
-      class: "class",
-      probability: "probability",
       gradient: "gradient",
       up: "training raises this logit",
       down: "training lowers this logit",
       sum: "sum",
       loss: "loss",
-      odds: "{0} against {1}: odds of e^({2}) = {3} to 1",
+      odds: "{0} against {1}: odds of e{2} = {3} to 1",
       status:
         "Softmax sums to {0}, loss {1}. Sigmoids sum to {2}, loss {3}.",
       legend:
-        "Bars from the left are probabilities. Bars from the middle are the gradient of the "
-        + "loss, probability minus label: training moves each logit against it, "
-        + "▲ up or ▼ down. The loss of the sigmoids is the sum of the three.",
+        "Thick bars are probabilities, thin ones the gradient of the loss by each logit: "
+        + "probability minus label, over the temperature. Training moves the logit against "
+        + "it, ▲ up or ▼ down. The loss of the sigmoids is the sum of the three.",
     },
     zh: {
       figure: "动手试试：logits、概率、损失与梯度",
-      logits: "Logits",
       temperature: "温度",
       shift: "全部加 5",
       unshift: "全部减 5",
@@ -53,18 +49,16 @@
       softmax: "Softmax：恰有一类为真",
       sigmoid: "Sigmoid：各类互不相干",
       true: "真",
-      class: "类别",
-      probability: "概率",
       gradient: "梯度",
       up: "训练会抬高这个 logit",
       down: "训练会压低这个 logit",
       sum: "总和",
       loss: "损失",
-      odds: "{0} 对 {1}：几率为 e^({2}) = {3} 比 1",
+      odds: "{0} 对 {1}：几率为 e{2} = {3} 比 1",
       status: "Softmax 的总和为 {0}，损失 {1}。Sigmoid 的总和为 {2}，损失 {3}。",
       legend:
-        "从左边起的条是概率。从中间起的条是损失的梯度，即概率减标签；训练让每个 logit "
-        + "朝反方向走：▲ 升，▼ 降。Sigmoid 的损失是三项之和。",
+        "粗条是概率，细条是损失对每个 logit 的梯度，即（概率 − 标签）÷ 温度。"
+        + "训练让 logit 朝梯度的反方向走：▲ 升，▼ 降。Sigmoid 的损失是三项之和。",
     },
   };
 
@@ -170,25 +164,18 @@
           made("label", { class: "lp-name", for: id }, box, made("span", {}, label)),
           made("span", { class: "lp-meter", "aria-hidden": "true" }, part.bar),
           part.value,
+          made("span", { class: "lp-small" }, this.text.gradient),
           made("span", { class: "lp-push", "aria-hidden": "true" }, part.push),
-          made("span", { class: "lp-gradient" }, part.gradient, part.arrow),
+          made("span", { class: "lp-small lp-gradient" }, part.gradient, part.arrow),
         );
       });
       const known = { "data-kind": kind };
       const total = { sum: made("b", { class: "lp-sum", ...known }), loss: made("b", { class: "lp-loss", ...known }) };
       this.totals[kind] = total;
-      const heads = made(
-        "div",
-        { class: "lp-row lp-heads", "aria-hidden": "true" },
-        made("span", {}, this.text.true),
-        made("span", { class: "lp-head-p" }, this.text.probability),
-        made("span", { class: "lp-head-g" }, this.text.gradient),
-      );
       return made(
         "div",
         { class: `lp-panel lp-${kind}`, role: "group", "aria-labelledby": title.id },
         title,
-        heads,
         ...rows,
         made("p", { class: "lp-totals" },
           made("span", {}, `${this.text.sum} `, total.sum), made("span", {}, `${this.text.loss} `, total.loss)),
@@ -238,7 +225,9 @@
       const gap = (z[one] - z[other]) / t;
       const odds = Math.exp(gap);
       const told = odds < 1e6 ? shown(odds, odds < 100 ? 2 : 0) : odds.toExponential(1);
-      write(this.odds, odds, filled(this.text.odds, this.labels[one], this.labels[other], shown(gap, 1), told));
+      const [before, after] = filled(this.text.odds, this.labels[one], this.labels[other], "^", told).split("^");
+      write(this.odds, odds, before);
+      this.odds.append(made("sup", {}, shown(gap, 1)), after);
 
       // A screen reader should hear the end of a move, not all of it.
       clearTimeout(this.timer);
