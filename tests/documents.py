@@ -1,8 +1,8 @@
 """The documents, and the blocks of code in them, as they are to be run.
 
-A ```python block runs in the order of its document, in one namespace. One that fits a
-single set-up says so in its first line, `# KERAS_BACKEND=jax` or `# tf-keras`. A ```text
-block after it is what it prints. A page that fits one backend says so on top:
+A ```python block runs in the order of its document, in one namespace. One that fits
+a single set-up says so in its first line, `# KERAS_BACKEND=jax` or `# tf-keras`. A
+```text block after it is what it prints. A page that fits one backend says so on top:
 
     ---
     backend: tensorflow
@@ -57,6 +57,10 @@ def backend_of(path):
     front = FRONT_MATTER.match(path.read_text())
     if front is None:
         return None
-    found = re.fullmatch(r"backend: (tensorflow|jax|torch)\n", front[1])
-    assert found, f"{path}: front matter says `backend: tensorflow`, or another"
-    return found[1]
+    told = dict(
+        line.partition(":")[::2] for line in front[1].splitlines() if line[0] != " "
+    )
+    assert told.keys() <= {"backend", "search"}, f"{path}: {told}"
+    backend = told.get("backend", "").strip() or None
+    assert backend in (None, "tensorflow", "jax", "torch"), f"{path}: {backend}"
+    return backend

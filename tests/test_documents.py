@@ -1,8 +1,8 @@
 """What the documents say: their code runs, their tables hold, their links lead on.
 
-How blocks of code are marked is told in `tests/documents.py`. A block for a single set-up
-is run there alone, on a copy of the namespace. Of what is printed, words must be as shown,
-and numbers within three units of the last digit.
+How blocks of code are marked is told in `tests/documents.py`. One for a single set-up
+is run there alone, on a copy of the namespace. Of what is printed, words must be as
+shown, and numbers within three units of the last digit.
 """
 
 import contextlib
@@ -16,6 +16,9 @@ from functools import partial
 import keras
 import numpy as np
 import pytest
+from keras import ops
+
+import keras_logits
 from documents import (
     FENCE,
     PAGES,
@@ -27,9 +30,6 @@ from documents import (
     backend_of,
     blocks_of,
 )
-from keras import ops
-
-import keras_logits
 from keras_logits import (
     LogitsHead,
     MarkLogits,

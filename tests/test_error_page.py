@@ -1,4 +1,4 @@
-"""`docs/reference/errors.md` explains every error and warning that the package gives."""
+"""`docs/reference/errors.md` explains every error and warning of the package."""
 
 import ast
 import re

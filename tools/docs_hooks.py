@@ -1,8 +1,9 @@
 """What the site shows and nobody writes: plots, and the reports of the benchmarks.
 
-MkDocs calls the functions that begin with `on_`. A page says where a report belongs by a
-line `<!-- report: NAME -->`, for `benchmarks/results/NAME.md`. Plots are SVG files in
-`plots/`, drawn anew by each build.
+MkDocs calls the functions that begin with `on_`. In a page, `<!-- report: NAME -->` is
+where `benchmarks/results/NAME.md` belongs, and `<!-- plot: NAME | caption | what there
+is to see -->` a plot that may be missing. Plots are SVG files in `plots/`, drawn anew
+by each build, one for light pages and one for dark ones.
 """
 
 import re
@@ -16,6 +17,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REPORT = re.compile(r"^<!-- report: (\w+) -->$", re.MULTILINE)
+PLOT = re.compile(r"^<!-- plot: ([\w-]+) \| (.+) \| (.+) -->$", re.MULTILINE)
 NOT_MEASURED = (
     "This was not measured yet in the tree that these pages were built from; "
     "`make bench` measures it."
@@ -34,7 +36,17 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, files: Files, **kwargs: Any) -> str:
+    to_root = "../" * page.file.src_uri.count("/")
+
+    def picture(found: re.Match[str]) -> str:
+        if f"plots/{found[1]}-light.svg" not in files.src_uris:
+            return ""
+        plot = f"![{found[3]}]({to_root}plots/{found[1]}"
+        pair = f"{plot}-light.svg#only-light)\n{plot}-dark.svg#only-dark)"
+        return f"{pair}\n\n*{found[2]}*"
+
+    markdown = PLOT.sub(picture, markdown)
     return REPORT.sub(lambda found: report(found[1]), markdown)
 
 

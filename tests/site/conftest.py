@@ -6,8 +6,9 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from documents import ROOT
 from playwright.sync_api import sync_playwright
+
+from documents import ROOT
 
 BUILT = ROOT / "site"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
