@@ -7,7 +7,9 @@
 //   input[name=z0|z1|z2|t]      the sliders, role "slider", named by the class / the temperature
 //   input[name=ID-true]         radio buttons: the true class of the softmax
 //   input[name=y0|y1|y2]        check boxes: the true classes of the sigmoid
-//   button.lp-shift, .lp-reset  add 5 to all logits (from where one is above 5: take 5 off), start again
+//   button.lp-shift, .lp-reset  add 5 to all logits (where one is above 5: take 5 off), start again
+//   button.lp-step              one in each panel, with data-kind: every logit moves by -2 times its
+//                               gradient there, rounded to what the slider can show
 //   .lp-v, .lp-g                a probability, a gradient; each has data-kind (softmax, sigmoid),
 //                               data-index and data-value, the number unrounded
 //   .lp-sum, .lp-loss           one of each in a panel, with data-kind and data-value
@@ -24,6 +26,7 @@
       shift: "Add 5 to all",
       unshift: "Take 5 off all",
       reset: "Start again",
+      step: "Train a step",
       softmax: "Softmax: exactly one is true",
       sigmoid: "Sigmoid: each by itself",
       true: "true",
@@ -46,6 +49,7 @@
       shift: "全部加 5",
       unshift: "全部减 5",
       reset: "重来",
+      step: "训练一步",
       softmax: "Softmax：恰有一类为真",
       sigmoid: "Sigmoid：各类互不相干",
       true: "真",
@@ -63,6 +67,7 @@
   };
 
   const SHIFT = 5;
+  const RATE = 2;
   const LIMIT = 10;
   const MINUS = "\u2212";
   const shown = (value, places = 3) => value.toFixed(places).replace(/^-(?=[0.]*$)/, "").replace("-", MINUS);
@@ -172,18 +177,28 @@
       const known = { "data-kind": kind };
       const total = { sum: made("b", { class: "lp-sum", ...known }), loss: made("b", { class: "lp-loss", ...known }) };
       this.totals[kind] = total;
+      const step = made("button", { type: "button", class: "lp-step", ...known }, this.text.step);
+      step.addEventListener("click", () => this.train(kind));
       return made(
         "div",
         { class: `lp-panel lp-${kind}`, role: "group", "aria-labelledby": title.id },
         title,
         ...rows,
         made("p", { class: "lp-totals" },
-          made("span", {}, `${this.text.sum} `, total.sum), made("span", {}, `${this.text.loss} `, total.loss)),
+          made("span", {}, `${this.text.sum} `, total.sum), made("span", {}, `${this.text.loss} `, total.loss), step),
       );
     }
 
     canRise() {
       return this.sliders.every(({ input }) => Number(input.value) + SHIFT <= LIMIT);
+    }
+
+    train(kind) {
+      this.sliders.forEach(({ input }, i) => {
+        const gradient = Number(this.parts[kind][i].gradient.dataset.value);
+        input.value = Number(input.value) - RATE * gradient;
+      });
+      this.paint();
     }
 
     reset() {
