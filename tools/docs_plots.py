@@ -48,7 +48,7 @@ def write_plots(folder: Path) -> None:
     for name, draw in PLOTS.items():
         for ground, palette in PALETTES.items():
             with matplotlib.rc_context(STYLE):
-                figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+                figure = Figure(figsize=(6.2, 2.95), layout="constrained")
                 draw(figure, palette)
                 path = folder / f"{name}-{ground}.svg"
                 figure.savefig(path, transparent=True, metadata={"Date": None})
