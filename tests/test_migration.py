@@ -25,7 +25,7 @@ SECTIONS = {  # which backends run its rows
     "From optax": ("jax",),
     "Back again": ("tensorflow", "jax", "torch"),
 }
-HEADINGS = {"you have", "here", "---"}
+CELLS = re.compile(r"^\| `([^`]+)` \| `([^`]+)`(?:<br>.*)? \|$", re.MULTILINE)
 
 
 class Row(NamedTuple):
@@ -41,8 +41,7 @@ def section(title):
 
 
 def rows_of(title):
-    lines = re.findall(r"^\| (.*?) \| (.*?) \|", section(title), re.MULTILINE)
-    return [Row(one, other) for one, other in lines if one not in HEADINGS]
+    return [Row(*row) for row in CELLS.findall(section(title))]
 
 
 ROWS = [
@@ -78,7 +77,7 @@ def evaluated(cell, scores):
         "q": ops.sigmoid(scores),
         "x": scores,
     }
-    return eval(cell.strip("`"), {**NAMES, **made})
+    return eval(cell, {**NAMES, **made})
 
 
 def gradient(function, scores):
@@ -138,8 +137,6 @@ def test_no_table_of_the_page_escapes():
         tables = re.findall(r"^\|.*$", section(title), re.MULTILINE)
         headings = 2 * sum(line.startswith("| --- ") for line in tables)
         assert len(rows_of(title)) == len(tables) - headings > 0
-        for row in rows_of(title):
-            assert all(re.fullmatch("`[^`]+`", cell) for cell in row), row
 
 
 def test_each_side_of_a_row_is_of_its_own_library():
