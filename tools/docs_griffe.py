@@ -11,6 +11,9 @@ from typing import Any
 import griffe
 
 FOLLOWED = re.compile(r"^(Source|See also):\n((?:    .*\n?|\n)+)", re.MULTILINE)
+NAME = re.compile(
+    r"`(\w*(?:Logits|LogitsHead|CrossEntropy|_entropy|logit|probabilities))`"
+)
 
 
 class Docstrings(griffe.Extension):
@@ -40,4 +43,6 @@ def with_known_headings(text: str) -> str:
 
 def as_paragraph(found: re.Match[str]) -> str:
     words = " ".join(found[2].split())
+    if found[1] == "See also":
+        words = NAME.sub(r"[`\1`][keras_logits.\1]", words)
     return f"**{found[1]}:** {words}\n\n"

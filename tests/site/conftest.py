@@ -60,11 +60,10 @@ def browser():
 class Look:
     """A page as one reader sees it, and what it did that it should not."""
 
-    def __init__(self, browser, address, width, scheme):
+    def __init__(self, browser, address, width):
         self.address = address
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
+        self.context = browser.new_context(viewport={"width": width, "height": 900})
+        self.context.set_default_timeout(10_000)
         self.page = self.context.new_page()
         self.wrong = []
         self.page.on("request", self._on_request)
@@ -86,19 +85,22 @@ class Look:
         self.page.wait_for_function("() => document.fonts.status === 'loaded'")
         return self.page
 
+    def darken(self):
+        """Clicks on the moon, and sees to it that the next page is light again."""
+        self.page.locator("label[title='Switch to dark mode']").click()
+        self.page.locator("body[data-md-color-scheme=slate]").wait_for()
+        self.page.evaluate("localStorage.clear()")
 
-LOOKS = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 
-
-@pytest.fixture(scope="session", params=LOOKS, ids=lambda look: f"{look[0]}-{look[1]}")
+@pytest.fixture(scope="session", params=[1280, 390])
 def look(request, browser, address):
-    look = Look(browser, address, *request.param)
+    look = Look(browser, address, request.param)
     yield look
     look.context.close()
 
 
 @pytest.fixture(scope="session")
 def desk(browser, address):
-    look = Look(browser, address, 1280, "light")
+    look = Look(browser, address, 1280)
     yield look
     look.context.close()

@@ -10,12 +10,13 @@ DOCS = ROOT / "docs"
 @pytest.fixture
 def page(browser, built):
     context = browser.new_context()
+    context.set_default_timeout(10_000)
     page = context.new_page()
     page.wrong = []
     page.on("request", lambda r: page.wrong.append(r.url) if is_far(r.url) else None)
-    page.on("requestfailed", lambda r: page.wrong.append(r.url))
+    page.on("requestfailed", lambda r: page.wrong.append(f"{r.failure}: {r.url}"))
     page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.goto((built / "index.html").as_uri())
+    page.goto((built / "index.html").as_uri(), wait_until="networkidle")
     yield page
     assert page.wrong == []
     context.close()
