@@ -19,6 +19,7 @@
   const run = () => {
     document.querySelectorAll(".arithmatex:not(:has(.katex))").forEach(draw);
     setTimeout(reach, 100); // after the theme has wrapped its tables
+    document.fonts.ready.then(() => setTimeout(reach, 50)); // and formulas have their width
   };
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", run);
   else run();
