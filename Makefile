@@ -16,7 +16,7 @@ demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-outp
 test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 	$(BIN)/python tools/run_tests.py
 
-check: lint types test wheel docs-check ## all of these: what a change must pass
+check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
 
 bench: .venv/.has-test ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py

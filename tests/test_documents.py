@@ -41,6 +41,7 @@ from keras_logits import (
 from keras_logits.kernels import plan
 from keras_logits.maths.figures import FIGURES, OF_UNITS
 from keras_logits.objects import fusing
+from test_architecture import FLOORS
 
 BACKEND = keras.config.backend()
 
@@ -163,6 +164,12 @@ def test_every_public_name_is_documented():
 def test_the_changelog_is_of_this_version():
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
     assert newest in (keras_logits.__version__, "Unreleased")
+
+
+def test_the_floors_are_told_as_they_are():
+    told = [row[0] for row in rows_under("Floors", ROOT / "docs" / "design.md")]
+    found = [re.findall(r"`(\w+)(?:\.py|/)`", cell) for cell in told]
+    assert found == FLOORS[:-1]
 
 
 def test_the_two_tables_of_from_logits_are_one():
