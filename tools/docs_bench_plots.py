@@ -113,15 +113,16 @@ def _panels(
     comparisons: list[Comparison], across: str, up: str
 ) -> tuple[Figure, dict[str, Any]]:
     backends = list(dict.fromkeys(c["backend"] for c in comparisons))
-    figure = Figure(figsize=(4.2 * len(backends), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(backends), sharey=True, squeeze=False)[0]
+    # One above the other: a phone shows them as large as a desk.
+    figure = Figure(figsize=(5.2, 2.7 * len(backends) + 0.4), layout="constrained")
+    axes = figure.subplots(len(backends), 1, sharex=True, squeeze=False)[:, 0]
     for backend, ax in zip(backends, axes, strict=True):
-        ax.set(title=NAMES[backend], xlabel=across, xscale="log", yscale="log")
+        ax.set(title=NAMES[backend], ylabel=up, yscale="log")
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
         ax.yaxis.set_major_formatter(lambda value, place: f"{value:,g}")
         ax.tick_params(axis="x", labelrotation=30)
-    axes[0].set_ylabel(up)
+    axes[-1].set_xlabel(across)
     return figure, dict(zip(backends, axes, strict=True))
 
 
