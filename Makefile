@@ -4,11 +4,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help demo test check bench lint types size wheel
+.PHONY: help demo test check bench lint types size wheel docs docs-serve docs-check
 .NOTPARALLEL: # two installations into one .venv would trip over each other
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-output/
 	$(BIN)/python demo/run.py
@@ -16,7 +16,7 @@ demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-outp
 test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 	$(BIN)/python tools/run_tests.py
 
-check: lint types test wheel ## lint, types, test and wheel: what a change must pass
+check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
 
 bench: .venv/.has-test ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py
@@ -31,6 +31,15 @@ types: .venv/.has-lint ## static types
 
 wheel: .venv/.has-build ## build sdist and wheel, import the wheel in a clean environment
 	$(BIN)/python tools/check_wheel.py
+
+docs: .venv/.has-docs ## build the documentation, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: .venv/.has-docs ## show it on this machine, and build anew what changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-check: docs ## build it, and look at every page in a browser (needs chromium)
+	$(BIN)/python -m pytest tests/site
 
 size: ## a report on the shape of our own code
 	@$(PYTHON) tools/size.py

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 AT_ONCE = 2
-KERAS_3 = ("--ignore=tests/tf_keras", "tests")
+KERAS_3 = ("--ignore=tests/tf_keras", "--ignore=tests/site", "tests")
 KERAS_2 = ("tests/tf_keras",)
 
 

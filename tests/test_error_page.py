@@ -1,0 +1,68 @@
+"""`docs/reference/errors.md` explains every error and warning of the package."""
+
+import ast
+import re
+
+from documents import ROOT
+
+PACKAGE = ROOT / "keras_logits"
+PAGE = ROOT / "docs" / "reference" / "errors.md"
+
+
+def text_of(node):
+    """What a literal says, with ... where a value stands; None for anything else."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        parts = (text_of(part) or "..." for part in node.values)
+        return "".join(parts)
+    return None
+
+
+def beginning(message):
+    """What is said before what was received, which tells errors apart."""
+    return " ".join(re.split(r" ?Received:|: \.\.\.", message)[0].split())
+
+
+def messages_of(tree):
+    """The literals that are messages: they say what was received, or warn."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node)
+    }
+    formatted = [n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)]
+    parts = {part for whole in formatted for part in [*ast.walk(whole)][1:]}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
+            yield text_of(node.args[0])
+        elif node not in docstrings | parts and "Received:" in (text_of(node) or ""):
+            yield text_of(node)
+
+
+def in_the_code():
+    files = sorted(PACKAGE.rglob("*.py"))
+    trees = [ast.parse(path.read_text()) for path in files]
+    found = {beginning(message) for tree in trees for message in messages_of(tree)}
+    return found
+
+
+def on_the_page():
+    terms = re.findall(r"^(.+)\n:   ", PAGE.read_text(), re.MULTILINE)
+    return [" ".join(term.split()) for term in terms]
+
+
+def test_every_error_says_what_was_received():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                (message,) = node.exc.args
+                text = text_of(message)
+                assert text is None or "Received:" in text, text
+                assert text or isinstance(message, ast.Name | ast.Call), path
+
+
+def test_every_message_is_explained_once_and_nothing_else_is():
+    assert len(in_the_code()) > 50
+    assert sorted(on_the_page()) == sorted(in_the_code())
