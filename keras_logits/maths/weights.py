@@ -50,14 +50,15 @@ def class_weights(class_weight: ClassWeight, classes: int, name: str) -> list[fl
     if isinstance(class_weight, dict):
         unknown = [k for k in class_weight if not 0 <= k < classes]
         if unknown:
+            remedy = (
+                f"Write keys from 0 to {classes - 1}."
+                if classes > 1
+                else "Write pos_weight=... to weigh the positives of a yes/no unit."
+            )
             raise ValueError(
                 f"`{name}` names classes that the logits do not have. Received: "
                 f"{name} for classes {unknown} and logits of {classes} classes. "
-                + (
-                    f"Write keys from 0 to {classes - 1}."
-                    if classes > 1
-                    else "Write pos_weight=... to weigh the positives of a yes/no unit."
-                )
+                f"{remedy}"
             )
         return [float(class_weight.get(k, 1.0)) for k in range(classes)]
     if len(class_weight) != classes:
