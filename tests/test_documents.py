@@ -11,12 +11,9 @@ import io
 import re
 import runpy
 import warnings
-from functools import partial
 
 import keras
-import numpy as np
 import pytest
-from keras import ops
 
 import keras_logits
 from documents import (
@@ -32,11 +29,8 @@ from documents import (
 )
 from keras_logits import (
     LogitsHead,
-    MarkLogits,
     SigmoidCrossEntropy,
     SoftmaxCrossEntropy,
-    sigmoid_cross_entropy,
-    softmax_cross_entropy,
 )
 from keras_logits.kernels import plan
 from keras_logits.maths.figures import FIGURES, OF_UNITS
@@ -233,81 +227,3 @@ def rows_of_the_problem():
     lines = re.findall(r"^\| `(.*)` \| `(.*)` \| 0", README.read_text(), re.MULTILINE)
     (dense, keras_loss), (head, our_loss) = lines
     return [(head, f"keras.layers.{dense}"), (our_loss, keras_loss)]
-
-
-MIGRATION = rows_under("Coming from other losses")
-FRAMEWORKS = {"tf": "tensorflow", "torch": "torch"}
-
-
-def theirs_on(row):
-    """The backend whose own tensors a row needs; None for Keras."""
-    found = re.search(r"\b(tf|torch)\.nn\b", row[0])
-    return found and FRAMEWORKS[found[1]]
-
-
-def evaluated(row, weighted=False):
-    """Their value and ours, on the same labels, logits and weights."""
-    rng = np.random.default_rng(0)
-    logits = 2.0 * rng.normal(size=(9, 4)).astype("float32")
-    ids, weights = rng.integers(0, 4, 9), rng.random(9).astype("float32")
-    many = rng.integers(0, 2, (9, 4)).astype("float32")
-    theirs, ours = (eval(cell.strip("`"), scope()) for cell in row[:2])
-
-    is_sigmoid = "igmoid" in row[1]
-    labels = many if is_sigmoid else ids
-    if re.search(r"[.]Categorical|nn[.]softmax", row[0]):
-        labels = np.eye(4, dtype="float32")[ids]
-    tensors = [ops.convert_to_tensor(x) for x in (labels, logits)]
-    is_function = isinstance(theirs, partial) or inspect.isfunction(theirs)
-    if is_function or theirs_on(row) == "tensorflow":
-        given = theirs(labels=tensors[0], logits=tensors[1])
-        return given, ours(*tensors)
-    if theirs_on(row) == "torch":
-        given = theirs(tensors[1], tensors[0])
-    else:
-        given = theirs(*tensors, *([weights] if weighted else []))
-    if weighted:
-        config = {**ours.get_config(), "reduction": "sum_over_batch_size"}
-        ours = type(ours).from_config(config)
-    marked = MarkLogits("sigmoid" if is_sigmoid else "softmax")(tensors[1])
-    return given, ours(tensors[0], marked, *([weights] if weighted else []))
-
-
-def scope():
-    """The names that the table's cells may use."""
-    names = {
-        "keras": keras,
-        "partial": partial,
-        "SigmoidCrossEntropy": SigmoidCrossEntropy,
-        "SoftmaxCrossEntropy": SoftmaxCrossEntropy,
-        "sigmoid_cross_entropy": sigmoid_cross_entropy,
-        "softmax_cross_entropy": softmax_cross_entropy,
-    }
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        names["tf"] = tf
-    if BACKEND == "torch":
-        import torch
-
-        names["torch"] = torch
-    return names
-
-
-def test_every_row_of_the_migration_is_of_a_known_framework():
-    assert len(MIGRATION) > 10
-    for row in MIGRATION:
-        assert theirs_on(row) or "keras.losses." in row[0], row
-
-
-@pytest.mark.parametrize(
-    "row",
-    [row for row in MIGRATION if theirs_on(row) in (None, BACKEND)],
-    ids=lambda row: row[0].strip("`"),
-)
-def test_a_row_of_the_migration_holds(row):
-    factor = re.search(r"(\d\.\d+) times ours", row[2])
-    factor = float(factor[1]) if factor else 1.0
-    for weighted in [False, True] if theirs_on(row) is None else [False]:
-        theirs, ours = map(ops.convert_to_numpy, evaluated(row, weighted))
-        np.testing.assert_allclose(theirs, factor * ours, rtol=1e-5, atol=1e-6)
