@@ -318,18 +318,6 @@ def assert_the_loss_is_right(problem):
     assert_values_and_gradient(problem, solve(function, problem), share, mean)
 
 
-@pytest.fixture
-def double():
-    """JAX computes in float64 only where it is told to."""
-    if BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    with jax.enable_x64(True):
-        yield
-
-
 # The tests
 
 

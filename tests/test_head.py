@@ -227,18 +227,6 @@ def test_the_bias_is_added_in_float32():
     np.testing.assert_array_equal(out, np.float32(11.03))
 
 
-@pytest.fixture
-def double():
-    """JAX computes in float64 only where it is told to."""
-    if BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("returns", ["logits", "probabilities"])
 def test_float64_stays_float64(double, returns):
     head = LogitsHead(3, returns=returns, dtype="float64", softcap=2.0, temperature=3.0)

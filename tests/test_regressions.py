@@ -393,18 +393,6 @@ def test_a_class_keeps_its_id_in_mixed_precision(mixed, labels, mode):
     np.testing.assert_allclose(found, MANY_LOSS, rtol=1e-6)
 
 
-@pytest.fixture
-def double():
-    """JAX computes in float64 only where it is told to."""
-    if BACKEND != "jax":
-        yield
-        return
-    import jax
-
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.mark.parametrize("reduction", ["mean_with_sample_weight", None])
 def test_a_loss_of_float64_is_computed_in_float64(double, reduction):
     """Keras gives float32 on torch."""

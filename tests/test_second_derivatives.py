@@ -111,16 +111,6 @@ def assert_close(found, expected, eps=EPS):
     np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
 
 
-@pytest.fixture
-def double():
-    """JAX computes in float64 only where it is told to."""
-    if BACKEND != "jax":
-        yield
-        return
-    with jax.enable_x64(True):
-        yield
-
-
 class Case:
     """A loss of some logits, for which everything but the logits is given."""
 
