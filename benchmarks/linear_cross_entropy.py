@@ -4,8 +4,8 @@
 
 Times are medians of contenders that take turns, as ratios within a framework. Where
 memory is compared, each contender has a process of its own: memory is what XLA says
-that it keeps for temporaries, and how far the peak of the resident set rises in the
-first run, compilation and results included. The cases:
+that it keeps for temporaries, and how far the peak of the resident set in a second run
+lies above what was resident before the first. The cases:
 
     function  one loss with its gradients: vocabularies of 32768, 65536 and 131072
     tokens    memory under a growing number of tokens

@@ -32,8 +32,8 @@ def as_markdown(data: Data) -> str:
         "",
         "Ratios within a framework, of medians of contenders that take turns. Lower is "
         "better. Temporaries are what XLA keeps for them; the peak is how far the "
-        "resident set of a process of its own rises in the first run, compilation and "
-        "results included. Repeat with `make bench`.",
+        "resident set of a process of its own rises, from before the first run to its "
+        "highest in the second, results included. Repeat with `make bench`.",
         "",
         *_promises(data),
     ]

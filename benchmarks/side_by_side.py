@@ -68,8 +68,8 @@ class Entry(NamedTuple):
 class Measured(NamedTuple):
     """Of one contender: bytes of memory, and the median time in seconds.
 
-    `growth` is how far the peak of the resident set rose in the first run, compilation
-    and results included, since the first contender of its process was ready to run.
+    `growth` is how far the peak of the resident set in a second run, results included,
+    lies above what was resident when the first contender of its process was ready.
     """
 
     temporaries: int | None
@@ -139,11 +139,13 @@ def host(
 def first_runs(
     makers: dict[str, Callable[[], Entry]], entries: dict[str, Entry]
 ) -> dict[str, Measured]:
-    """Makes the entries, and runs each once."""
+    """Makes the entries, and runs each twice: the second does not compile."""
     found, before = {}, None
     for name, make in makers.items():
         entries[name] = make()
-        before = start_of_peak() if before is None else before
+        before = memory("VmRSS") if before is None else before
+        entries[name].run()
+        forget_peak()
         entries[name].run()
         growth = memory("VmHWM") - before
         found[name] = Measured(entries[name].temporaries(), growth)
@@ -159,10 +161,9 @@ def timed(run: Contender) -> float:
     return elapsed / runs
 
 
-def start_of_peak() -> int:
-    """The resident set, from which its peak is counted anew."""
+def forget_peak() -> None:
+    """From here on the peak of the resident set is counted anew."""
     Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
 
 
 def memory(field: str) -> int:

@@ -117,7 +117,9 @@ def pass_over(
             back = verbs.matmul(gradient, ops.transpose(used))
             sums["features"] = verbs.add_rows(sums["features"], rows, back)
         if wanted.bias:
-            sums["bias"] = sums["bias"] + ops.sum(gradient, axis=0)
+            # As a product: summed over its rows, it took a quarter of the pass on JAX.
+            ones = ops.ones((1, chunk), dtype=dtype)
+            sums["bias"] = sums["bias"] + verbs.matmul(ones, gradient)[0]
         if wanted.kernel:
             sums["kernel"] = _add_product(formula, verbs, sums["kernel"], x, gradient)
         return sums
