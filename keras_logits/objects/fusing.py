@@ -18,9 +18,9 @@ from keras_logits.provenance import Mark
 FUSED_FROM = 8192
 """Classes from which "auto" takes the fused pass.
 
-Read from the table "sizes" of `benchmarks/linear_cross_entropy.py`: from 2048 classes on
-the fused pass takes the time of the plain one, with a quarter of its memory. Below 8192
-there is little to save: the logits of 2048 tokens are less than 64 MiB.
+Read from the table "sizes" of `benchmarks/linear_cross_entropy.py`: from 2048 classes
+on the fused pass takes the time of the plain one, with a quarter of its memory. Below
+8192 there is little to save: the logits of 2048 tokens are less than 64 MiB.
 """
 
 
