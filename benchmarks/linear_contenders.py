@@ -3,6 +3,7 @@
 Imports of frameworks are local: a host has one of them.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -175,6 +176,7 @@ def of_optax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
 def of_tokamax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
     import tokamax
 
+    del sys.argv[1:]  # which it reads as flags of its own
     return tokamax.linear_softmax_cross_entropy_loss(
         x, labels, kernel, reduction="mean", implementation="xla"
     )
