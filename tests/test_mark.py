@@ -441,7 +441,11 @@ def test_two_marks_of_one_model_are_trained_side_by_side():
     model = keras.Model(inputs, [one_of(hidden), any_of(hidden)])
     losses = [SoftmaxCrossEntropy(), SigmoidCrossEntropy()]
     compiled(model, losses, run_eagerly=BACKEND == "tensorflow")
+    before = ops.convert_to_numpy(scores.kernel)
     model.train_on_batch(X, [Y, np.eye(CLASSES)[Y]])
+    moved = ops.convert_to_numpy(scores.kernel) - before
+    assert np.isfinite(moved).all()
+    assert moved.any()
 
 
 def test_marklogits_keeps_values_and_dtype():

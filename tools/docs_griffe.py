@@ -25,9 +25,9 @@ class Docstrings(griffe.Extension):
             for name, made in pkg[door].classes.items():
                 if name in bodies.members and bodies[name].docstring:
                     made.docstring = bodies[name].docstring
-        for name in ("functions", "maths.links", "objects.head", "objects.mark"):
+        objects = ("objects.head", "objects.losses", "objects.mark")
+        for name in ("functions", "maths.links", *objects):
             self._headings(pkg[name])
-        self._headings(pkg["objects.losses"])
 
     def _headings(self, module: griffe.Module) -> None:
         for member in [*module.functions.values(), *module.classes.values()]:

@@ -171,14 +171,15 @@ def _add_product(
 ) -> Tensor:
     """`total + x.T @ gradient`, in place, a block of columns at a time."""
     width, classes = formula.plan.columns, formula.plan.vocabulary
+    axis = 0 if formula.transposed else 1
     x = ops.transpose(ops.cast(x, gradient.dtype))
 
     def added(start: Any, width: int, total: Tensor) -> Tensor:
-        part = ops.slice(gradient, (0, start), (formula.plan.chunk, width))
-        product = verbs.matmul(x, part)
-        at, size = (0, start), (x.shape[0], width)
+        product = verbs.matmul(x, block_of(gradient, start, width, axis=1))
         if formula.transposed:
-            product, at, size = ops.transpose(product), at[::-1], size[::-1]
-        return ops.slice_update(total, at, ops.slice(total, at, size) + product)
+            product = ops.transpose(product)
+        at = (start, 0) if formula.transposed else (0, start)
+        before = block_of(total, start, width, axis)
+        return ops.slice_update(total, at, before + product)
 
     return fold_blocks(added, total, classes, width)

@@ -192,21 +192,21 @@ class SoftmaxFormula:
         self, z: Tensor, parts: SoftmaxParts, columns: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What smoothing adds to each class, its sum, and that of it times shifted."""
-        if columns is None:
-            columns = self._along_classes(ops.ones((self.classes,), z.dtype), z)
 
         def open_(values: Tensor, z: Tensor) -> Tensor:
             masked = ops.equal(z, -float("inf"))
             return ops.where(masked, ops.zeros_like(z), values)
 
-        def total(of: Callable[..., Tensor]) -> Tensor:
-            return self.sum_over_classes(of, z, columns)
-
-        count = total(lambda z, c: open_(ops.ones_like(z), z))
+        total = self.sum_over_classes
+        count = total(lambda z: open_(ops.ones_like(z), z), z)
         each = self.label_smoothing / nonzero(count)
-        share = each * total(lambda z, c: open_(c, z))
-        drawn = each * total(lambda z, c: c * open_(z - parts.shift, z))
-        return open_(each * columns, z), share, drawn
+        if columns is None:
+            share = count
+            columns = self._along_classes(ops.ones((self.classes,), z.dtype), z)
+        else:
+            share = total(lambda z, c: open_(c, z), z, columns)
+        drawn = total(lambda z, c: c * open_(z - parts.shift, z), z, columns)
+        return open_(each * columns, z), each * share, each * drawn
 
     def _of_targets(
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
@@ -256,14 +256,11 @@ class SoftmaxFormula:
             y = ops.cast(ops.equal(self.class_ids(z), given), z.dtype)
         if not self.label_smoothing:
             return y
-        mass = ops.sum(y, axis=self.axis, keepdims=True)
-        return (1.0 - self.label_smoothing) * y + self._spread(masked, mass)
-
-    def _spread(self, masked: Tensor, mass: Tensor) -> Tensor:
-        """What smoothing gives to each class that is not masked."""
-        open_ = ops.cast(ops.logical_not(masked), mass.dtype)
+        open_ = ops.cast(ops.logical_not(masked), z.dtype)
         count = ops.sum(open_, axis=self.axis, keepdims=True)
-        return self.label_smoothing * mass / nonzero(count) * open_
+        mass = ops.sum(y, axis=self.axis, keepdims=True)
+        spread = self.label_smoothing * mass / nonzero(count)
+        return (1.0 - self.label_smoothing) * y + spread * open_
 
     def sum_over_classes(self, terms: Callable[..., Tensor], *wide: Tensor) -> Tensor:
         """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
