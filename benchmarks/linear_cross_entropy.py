@@ -9,8 +9,9 @@ lies above what was resident before the first. The cases:
 
     function  one loss with its gradients: vocabularies of 32768, 65536 and 131072
     tokens    memory under a growing number of tokens
-    fit       whole steps of `fit` and `evaluate`, with a vocabulary of 65536
-    budgets   time under memory budgets of 1/4, 1/8 and 1/16 of the plain temporaries
+    fit       whole steps of `fit`, with a vocabulary of 65536
+    evaluate  the same model's steps of `evaluate`
+    budgets   time under budgets of 1/4 to 1/32 of what tf.nn or optax keep
     chunks    chunks of 64 to 2048 tokens against the planned one
     valid     60 % of the tokens against all of them
     options   each option of the loss alone against none
@@ -156,6 +157,14 @@ def tokens(backend: str, quick: bool) -> Iterator[Comparison]:
 
 
 def fit(backend: str, quick: bool) -> Iterator[Comparison]:
+    return whole_steps("fit", backend, quick)
+
+
+def evaluate(backend: str, quick: bool) -> Iterator[Comparison]:
+    return whole_steps("evaluate", backend, quick)
+
+
+def whole_steps(run: str, backend: str, quick: bool) -> Iterator[Comparison]:
     if backend not in XLA:
         return
     sizes = (4, 64, 32, 8192) if quick else (8, 512, 256, 65536)
@@ -175,8 +184,8 @@ def fit(backend: str, quick: bool) -> Iterator[Comparison]:
     yield Comparison(
         backend,
         f"{sequences} x {length} tokens, width {width}, vocabulary {classes}",
-        [{"kind": "fit", "sizes": sizes, **seat} for seat in seats],
-        lambda name: f"Keras, jit: {name.rpartition(': ')[2]}",
+        [{"kind": "fit", "run": run, "sizes": sizes, **seat} for seat in seats],
+        "Keras, jit",
         3,
     )
 
@@ -186,9 +195,10 @@ def budgets(backend: str, quick: bool) -> Iterator[Comparison]:
     if backend not in XLA:
         return
     problem = Problem(512, 64, 8192) if quick else Problem(2048, 512, 32768)
-    contenders = [given(PLAIN, problem, PLAIN), given(FUSED, problem, FUSED)]
-    for part in (4,) if quick else (4, 8, 16):
-        share = {"share_of": (PLAIN, 1 / part)}
+    peer = PEERS[backend]
+    contenders = [given(form, problem, form) for form in (PLAIN, peer, FUSED)]
+    for part in (4,) if quick else (4, 8, 16, 32):
+        share = {"share_of": (peer, 1 / part)}
         contenders.append(given(f"budget 1/{part}", problem, FUSED, **share))
     yield Comparison(backend, str(problem), alone(contenders), PLAIN, 5)
 
@@ -267,7 +277,17 @@ def sizes(backend: str, quick: bool) -> Iterator[Comparison]:
 
 CASES = {
     case.__name__: case
-    for case in (function, tokens, fit, budgets, chunks, valid, options, sizes)
+    for case in (
+        function,
+        tokens,
+        fit,
+        evaluate,
+        budgets,
+        chunks,
+        valid,
+        options,
+        sizes,
+    )
 }
 
 

@@ -12,16 +12,18 @@ ABOUT = {
     "tokens": "The fused loss with its gradients, one run each: what XLA keeps for "
     "temporaries does not grow with the tokens; the peak does, by the features and "
     "their gradient.",
-    "fit": "One step of `fit`, and one of `evaluate`, of a language model: embedding, "
-    "dense layer, head; SGD; float32.",
+    "fit": "One step of `fit` of a language model: embedding, dense layer, head; SGD; "
+    "float32.",
+    "evaluate": "One step of `evaluate` of the same model.",
     "budgets": "The fused loss with its gradients under memory budgets that are parts "
-    "of what the plain form keeps for temporaries.",
+    "of what tf.nn or optax keep for temporaries.",
     "chunks": "Tokens that are taken at a time, against the planned number.",
     "valid": "Tokens of weight 0 are left out of the products.",
     "options": "Each option alone, against none.",
     "sizes": "Fused against plain: the vocabulary from which the fused loss costs no "
     'more time is where "auto" begins.',
 }
+MEASURES = {"time": "seconds", "temporaries": "temporaries", "peak": "growth"}
 Data = dict[str, Any]
 Row = dict[str, Any]
 
@@ -33,7 +35,8 @@ def as_markdown(data: Data) -> str:
         "Ratios within a framework, of medians of contenders that take turns. Lower is "
         "better. Temporaries are what XLA keeps for them; the peak is how far the "
         "resident set of a process of its own rises, from before the first run to its "
-        "highest in the second, results included. Repeat with `make bench`.",
+        "highest in the second, results included, when what compiling had has been "
+        "given back. Repeat with `make bench`.",
         "",
         *_promises(data),
     ]
@@ -56,7 +59,7 @@ def _table(comparison: Data) -> list[str]:
         for row in comparison["rows"]
         if not comparison["pairs"] or row["name"] != row["reference"]
     ]
-    columns = {"time": "seconds", "temporaries": "temporaries", "peak": "growth"}
+    columns = dict(MEASURES)
     if not comparison["memory"]:
         del columns["peak"]
     columns = {
@@ -159,23 +162,23 @@ def _of_tokens(backend: str, rows: Rows) -> Claims:
 
 
 def _of_fit(backend: str, rows: Rows) -> Claims:
-    fused = rows.get("keras_logits, fused, jit: fit")
+    fused = rows.get("keras_logits, fused, jit")
     if fused is None:
         return
-    if "Keras, jit: fit" in rows:
+    if "Keras, jit" in rows:
         time, peak = {"tensorflow": (1.0, 0.2), "jax": (0.6, 0.1)}[backend]
         yield "fit, peak of Keras", fused["growth_ratio"], peak
         yield "fit, time of Keras", fused["seconds_ratio"], time
-    graph = rows.get("keras_logits, fused, graph: fit")
+    graph = rows.get("keras_logits, fused, graph")
     if graph:
         yield (
             "fit, peak in a graph of that jitted",
             graph["growth"] / fused["growth"],
             1.1,
         )
-    reports = rows.get("keras_logits, fused, jit, all reports: fit")
+    reports = rows.get("keras_logits, fused, jit, all reports")
     if reports:
-        for word, key in (("time", "seconds"), ("peak", "growth")):
+        for word, key in MEASURES.items():
             yield f"fit, {word} with all reports", reports[key] / fused[key], 1.03
 
 

@@ -9,7 +9,8 @@ from keras import ops
 from keras_logits.kernels import _compiled_figures
 from keras_logits.maths.figures import FIGURES, INVALID, OF_UNITS
 from keras_logits.maths.sigmoid import SigmoidFormula
-from keras_logits.maths.softmax import BLOCK, SoftmaxFormula
+from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.sums import BLOCK
 
 EPS = np.finfo("float32").eps
 INF = float("inf")

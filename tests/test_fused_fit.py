@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from budgets import budget_for
 from keras_logits import LogitsHead, MarkLogits, SoftmaxCrossEntropy, kernels
-from keras_logits.kernels import plan
 from keras_logits.objects import fusing
 
 BACKEND = keras.config.backend()
@@ -183,7 +183,7 @@ def trained(build, fused, y=Y, fitting=None, options=None, optimizer=None, **com
     """Losses before, while and after 51 steps, and the weights after them."""
     keras.utils.set_random_seed(7)
     model = build()
-    budget = 8 * plan.BUFFERS * plan.FLOAT * WORDS  # chunks of 8 tokens, of 20
+    budget = budget_for(8, WORDS, WIDTH)  # chunks of 8 tokens, of 20
     heads = len(model.outputs) if hasattr(model, "outputs") else 1
     loss = SoftmaxCrossEntropy(fused=fused, memory_budget=budget, **options or {})
     sgd = optimizer() if optimizer else keras.optimizers.SGD(0.3)
@@ -443,7 +443,7 @@ def test_a_config_holds_what_was_asked_for(fused, budget):
 def test_the_budget_decides_on_the_chunk(passes):
     model = sequential()
     for tokens in (3, 10):
-        budget = tokens * plan.BUFFERS * plan.FLOAT * WORDS
+        budget = budget_for(tokens, WORDS, WIDTH)
         SoftmaxCrossEntropy(fused=True, memory_budget=budget)(Y, model(X))
         assert passes[-1].plan.chunk == tokens
 

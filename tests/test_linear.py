@@ -16,10 +16,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
+from budgets import budget_for
 from keras_logits import SoftmaxCrossEntropy, kernels, linear_softmax_cross_entropy
 from keras_logits.kernels import plan
-from keras_logits.kernels.loop import buffers_of
-from keras_logits.maths.softmax import SoftmaxFormula
 from strategies import (
     BACKEND,
     CHOICES,
@@ -278,14 +277,16 @@ def stated(
     options = {
         name: of_loss.get(name, 0.0) for name in ("label_smoothing", "focal_gamma")
     }
-    buffers = buffers_of(SoftmaxFormula(base.are_ids, classes, **options))
+    if chunk is not None:
+        options = {**options, "ids": base.are_ids}
+        chunk = budget_for(chunk, classes, arrays["features"].shape[-1], **options)
     return LinearProblem(
         base.but(logits=(z / temperature).astype("float32")),
         arrays,
         softcap,
         temperature,
         transposed,
-        None if chunk is None else chunk * buffers * plan.FLOAT * classes,
+        chunk,
     )
 
 
@@ -509,7 +510,7 @@ class Rough:
                 self.labels,
                 bias=bias,
                 sample_weight=self.weights,
-                memory_budget=chunk * plan.BUFFERS * plan.FLOAT * classes,
+                memory_budget=budget_for(chunk, classes, features.shape[-1]),
             )
 
         return derived(run, self.arrays)
@@ -622,8 +623,10 @@ def test_shapes_that_do_not_agree_are_both_in_the_message(case):
 def test_a_budget_too_small_for_one_token_is_one_token_with_a_warning():
     problem = stated(11, chunk=1)
     expected = derived(problem.fused, problem.arrays)
-    small = LinearProblem(**{**vars(problem), "budget": 87})
-    with pytest.warns(UserWarning, match="memory_budget=87, where 88 bytes"):
+    needed = problem.budget
+    small = LinearProblem(**{**vars(problem), "budget": needed - 1})
+    told = f"memory_budget={needed - 1}, where {needed} bytes"
+    with pytest.warns(UserWarning, match=told):
         found = derived(small.fused, problem.arrays)
     assert_same(found, expected, problem.allowances(expected[0]))
 

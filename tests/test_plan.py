@@ -11,6 +11,7 @@ from keras_logits.kernels.plan import (
     COLUMNS,
     DEFAULT_BUDGET,
     ENOUGH_ROWS,
+    FEWEST_COLUMNS,
     FLOAT,
     Plan,
     plan,
@@ -38,18 +39,28 @@ def test_chunks_are_even(tokens, vocabulary, device):
     assert made.chunk == 1 or made.chunks * (made.chunk - 1) < tokens
 
 
-@pytest.mark.parametrize("budget", [MIB, 16 * MIB, 64 * MIB, None])
+def bytes_of(tokens, vocabulary, width=0, columns=None):
+    """The logits, three times the features, and of a block logits and kernels."""
+    columns = min(columns or COLUMNS["cpu"], vocabulary)
+    of_tokens = BUFFERS * vocabulary + columns + 3 * width
+    return FLOAT * (tokens * of_tokens + 2 * width * columns)
+
+
+@pytest.mark.parametrize("width", [0, 64, 4096])
+@pytest.mark.parametrize("budget", [16 * MIB, 64 * MIB, None])
+@each_device
 @each_shape
-def test_a_plan_stays_within_the_budget(tokens, vocabulary, budget):
-    made = plan(tokens, vocabulary, budget=budget)
+def test_a_plan_stays_within_the_budget(tokens, vocabulary, device, budget, width):
+    made = plan(tokens, vocabulary, device=device, budget=budget, width=width)
     assert made.expected_bytes <= (budget or DEFAULT_BUDGET)
 
 
-@pytest.mark.parametrize("budget", [MIB, 16 * MIB, 64 * MIB, None])
+@pytest.mark.parametrize("budget", [2 * MIB, 16 * MIB, 64 * MIB, None])
 def test_a_plan_uses_the_budget_where_more_rows_are_faster(budget):
-    row = BUFFERS * FLOAT * 50257
-    made = plan(None, 50257, device="accelerator", budget=budget)
-    assert made.chunk == (budget or DEFAULT_BUDGET) // row < ENOUGH_ROWS["accelerator"]
+    made = plan(None, 50257, device="accelerator", budget=budget, width=8)
+    one_more = bytes_of(made.chunk + 1, 50257, width=8, columns=made.columns)
+    assert made.expected_bytes <= (budget or DEFAULT_BUDGET) < one_more
+    assert made.chunk < ENOUGH_ROWS["accelerator"]
     assert "budget" in made.why
 
 
@@ -70,13 +81,13 @@ def test_fewer_tokens_than_a_chunk_are_one_chunk():
     [(7, 3, 3, 3), (7, 5, 4, 2), (10, 4, 4, 3), (12, 5, 4, 3), (9, 1, 1, 9)],
 )
 def test_chunks_of_small_numbers(tokens, budget_rows, chunk, chunks):
-    made = plan(tokens, 11, budget=budget_rows * BUFFERS * FLOAT * 11)
+    made = plan(tokens, 11, budget=bytes_of(budget_rows, 11))
     assert (made.chunk, made.chunks) == (chunk, chunks)
 
 
 def test_an_unknown_number_of_tokens_has_a_chunk_and_no_number_of_chunks():
     made = plan(None, 65536)
-    assert (made.chunk, made.chunks) == (256, None)
+    assert (made.chunk, made.chunks) == (ENOUGH_ROWS["cpu"], None)
 
 
 def test_no_tokens_are_no_chunks():
@@ -84,15 +95,28 @@ def test_no_tokens_are_no_chunks():
     assert (made.chunk, made.chunks) == (1, 0)
 
 
-def test_what_is_expected_is_the_logits_of_a_chunk_and_their_gradient():
-    assert plan(8192, 65536).expected_bytes == 2 * 4 * 256 * 65536
+def test_what_is_expected_is_the_logits_of_a_chunk_and_what_a_block_needs():
+    made = plan(8192, 65536, width=256)
+    assert made.chunk == 512
+    assert made.expected_bytes == bytes_of(512, 65536, width=256)
 
 
 def test_a_budget_too_small_for_one_token_takes_one_and_warns():
-    with pytest.warns(UserWarning, match="memory_budget=799, where 800 bytes"):
-        made = plan(50, 100, budget=799)
+    needed = bytes_of(1, 100)
+    told = f"memory_budget={needed - 1}, where {needed} bytes"
+    with pytest.warns(UserWarning, match=told):
+        made = plan(50, 100, budget=needed - 1)
     assert made.chunk == 1
-    assert plan(50, 100, budget=800).chunk == 1  # which does not warn
+    assert plan(50, 100, budget=needed).chunk == 1  # which does not warn
+
+
+def test_under_a_small_budget_blocks_are_small_too():
+    """What they need is not more than half of the budget, nor less than is worth it."""
+    columns = [
+        plan(8192, 65536, width=512, budget=size * MIB).columns
+        for size in (64, 16, 8, 3)
+    ]
+    assert columns == [2048, 1024, 512, FEWEST_COLUMNS]
 
 
 @each_device
@@ -103,14 +127,14 @@ def test_a_kernel_is_updated_a_block_of_columns_at_a_time(device):
 
 def test_a_printed_plan_says_what_it_does_and_why():
     assert str(plan(8192, 65536)) == (
-        "32 chunks of 256 tokens x 65536 classes, 128 MiB at the peak: "
+        "16 chunks of 512 tokens x 65536 classes, 132 MiB at the peak: "
         "more would not be faster on this cpu"
     )
     assert str(plan(8192, 65536, budget=16 * MIB)) == (
-        "256 chunks of 32 tokens x 65536 classes, 16 MiB at the peak: "
+        "133 chunks of 62 tokens x 65536 classes, 16 MiB at the peak: "
         "that is what a budget of 16 MiB holds"
     )
-    assert str(plan(None, 65536)).startswith("as many chunks as needed of 256 tokens")
+    assert str(plan(None, 65536)).startswith("as many chunks as needed of 512 tokens")
     assert str(plan(9, 65536)).startswith("1 chunk of 9 tokens x 65536 classes, ")
 
 
@@ -140,4 +164,4 @@ def test_a_plan_needs_no_framework():
     file = sys.modules[Plan.__module__].__file__
     command = [sys.executable, "-c", ALONE, file]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "256\n"
+    assert done.stdout == "512\n"

@@ -16,7 +16,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.kernels import contract, reference
 from keras_logits.kernels.contract import Formula, Linear, LinearLogits
-from keras_logits.kernels.loop import LinearFormula, buffers_of
+from keras_logits.kernels.loop import LinearFormula
 from keras_logits.kernels.plan import Plan
 from keras_logits.kernels.plan import plan as make_plan
 from keras_logits.maths.figures import figures as figures_of
@@ -33,8 +33,10 @@ _body = (
 total_over_replicas = _body.total_over_replicas
 is_concrete = _body.is_concrete
 read = _body.read
+buffers_of = _body.buffers_of
 
 __all__ = [
+    "buffers_of",
     "check_tensorflow",
     "is_concrete",
     "logits_of",

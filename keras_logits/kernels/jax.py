@@ -16,6 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.kernels.chunk import Verbs
 from keras_logits.kernels.contract import (
     NO_GRADIENT_BY_LABELS,
     NO_SECOND_DERIVATIVE,
@@ -27,10 +28,10 @@ from keras_logits.kernels.loop import (
     NOTHING,
     Found,
     LinearFormula,
-    Verbs,
     Wanted,
     pass_over,
 )
+from keras_logits.kernels.loop import buffers_of as buffers_of
 
 
 @partial(jax.jit, static_argnums=(0, 5))

@@ -8,20 +8,28 @@ with the gradient taken on to features, kernel and bias, but never holds the log
 more than one chunk. Tokens of weight 0 are left out of all products.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.kernels.chunk import (
+    Classes,
+    GradientOf,
+    Label,
+    Verbs,
+    carried_back,
+    summed,
+)
 from keras_logits.kernels.contract import Linear
 from keras_logits.kernels.plan import BUFFERS, Plan
-from keras_logits.maths.blocks import block_of, fold_blocks
-from keras_logits.maths.figures import figures
+from keras_logits.maths.blocks import block_of
+from keras_logits.maths.figures import of_classes
 from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.softmax import BLOCK, SoftmaxFormula
+from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.squash import Squash
+from keras_logits.maths.sums import Sums
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ def buffers_of(formula: SoftmaxFormula) -> int:
     """Arrays as large as a chunk's logits that XLA was seen to hold at a time."""
     if formula.closed:
         return BUFFERS
-    return 8 if formula.focal_gamma else 6
+    return 8 if formula.focal_gamma else 4
 
 
 class Wanted(NamedTuple):
@@ -51,13 +59,6 @@ class Wanted(NamedTuple):
 
 
 NOTHING = Wanted(features=False, kernel=False, bias=False)
-
-
-class Verbs(NamedTuple):
-    """What `keras.ops` cannot say, from the backend's own file."""
-
-    matmul: Callable[[Tensor, Tensor], Tensor]  # accumulates in float32
-    add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]  # into[rows] += values
 
 
 class Found(NamedTuple):
@@ -83,103 +84,98 @@ def pass_over(
 ) -> Found:
     """Losses, and the gradients of their weighted sum, of `[N, D]` features."""
     features, kernel, bias = linear
+    softmax, plan = formula.softmax, formula.plan
     dtype = accurate_dtype(features.dtype)
-    used = ops.cast(kernel, features.dtype)
-    used = ops.transpose(used) if formula.transposed else used
-    chunk = formula.plan.chunk
+    kernel = ops.cast(kernel, features.dtype)
+    used = ops.transpose(kernel) if formula.transposed else kernel
+    classes = Classes(
+        kernel,
+        formula.transposed,
+        bias,
+        formula.squash,
+        class_weights,
+        plan.vocabulary,
+        plan.columns,
+    )
     last = ops.shape(features)[0] - 1
     # Tokens that count come first, and the loop ends where they do.
     counts = ops.not_equal(weights, 0)
     order = ops.argsort(ops.cast(ops.logical_not(counts), "int32"))
     count = ops.sum(ops.cast(counts, "int32"))
 
-    def step(i: Tensor, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        place = i * chunk + ops.arange(chunk, dtype="int32")
+    def step(i: Tensor, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        place = i * plan.chunk + ops.arange(plan.chunk, dtype="int32")
         rows = ops.take(order, ops.minimum(place, last), axis=0)
         w = ops.take(weights, rows, axis=0)
         w = ops.where(place < count, w, ops.zeros_like(w))
         counted = ops.not_equal(w, 0)
         x = ops.take(features, rows, axis=0)
         x = ops.where(counted[:, None], x, ops.zeros_like(x))
-
-        logits = _logits(formula, verbs.matmul(x, used), bias)
         y = ops.take(labels, rows, axis=0)
-        found = formula.softmax.evaluate(y, logits, w, class_weights)
-        gradient = formula.squash.times_slope(found.gradient, logits)
 
-        losses = ops.where(counted, found.losses, ops.zeros_like(w))
-        sums = {**sums, "losses": verbs.add_rows(sums["losses"], rows, losses)}
-        if formula.figures:
-            seen = figures(formula.softmax, formula.figures, y, logits)
-            seen = ops.where(counted[:, None], seen, ops.zeros_like(seen))
-            sums["figures"] = verbs.add_rows(sums["figures"], rows, seen)
+        def placed(name: str, values: Tensor) -> Tensor:
+            some = counted if len(values.shape) == 1 else counted[:, None]
+            values = ops.where(some, values, ops.zeros_like(values))
+            return verbs.add_rows(totals[name], rows, values)
+
+        products = verbs.matmul(x, used)
+        entropy = bool(formula.figures)
+        scores, sums = summed(classes, softmax, products, entropy)
+        true = softmax.true_classes(y)
+        label = Label(classes.logits_at(scores, true), true)
+        whole = classes.logits(scores)  # of which most formulas read nothing
+        batch = (y, whole, label.logit, w, sums)
+        losses, gradient_of = _evaluated(softmax, classes, *batch)
+        found = {"losses": placed("losses", losses)}
+        begun: dict[str, Tensor] = {
+            name: totals[name] for name in ("kernel", "bias") if name in totals
+        }
         if wanted.features:
-            back = verbs.matmul(gradient, ops.transpose(used))
-            sums["features"] = verbs.add_rows(sums["features"], rows, back)
-        if wanted.bias:
-            sums["bias"] = sums["bias"] + _sum_of_rows(gradient)
-        if wanted.kernel:
-            sums["kernel"] = _add_product(formula, verbs, sums["kernel"], x, gradient)
-        return sums
+            begun["features"] = ops.zeros_like(x, dtype=dtype)
+        if formula.figures:
+            begun["rank"] = ops.zeros_like(label.logit)
+        if begun:
+            begun = carried_back(classes, verbs, x, scores, gradient_of, label, begun)
+        if formula.figures:
+            rank = begun.pop("rank")
+            seen = of_classes(
+                softmax, formula.figures, y, whole, label.logit, sums, rank
+            )
+            found["figures"] = placed("figures", seen)
+        if wanted.features:
+            found["features"] = placed("features", begun.pop("features"))
+        return {**found, **begun}
 
-    sums = {"losses": ops.zeros_like(weights)}
+    totals = {"losses": ops.zeros_like(weights)}
     if formula.figures:
         size = (ops.shape(features)[0], 1 + len(formula.figures))
-        sums["figures"] = ops.zeros(size, dtype=dtype)
+        totals["figures"] = ops.zeros(size, dtype=dtype)
     for name, tensor in zip(Wanted._fields, linear, strict=True):
         if getattr(wanted, name):
-            sums[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
-    sums = ops.fori_loop(0, (count + chunk - 1) // chunk, step, sums)
-    gradients = Linear(*(sums.get(name) for name in Wanted._fields))
-    return Found(sums["losses"], gradients, sums.get("figures"))
+            totals[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
+    chunks = (count + plan.chunk - 1) // plan.chunk
+    totals = ops.fori_loop(0, chunks, step, totals)
+    gradients = Linear(*(totals.get(name) for name in Wanted._fields))
+    return Found(totals["losses"], gradients, totals.get("figures"))
 
 
-def _logits(formula: LinearFormula, products: Tensor, bias: Tensor | None) -> Tensor:
-    """The logits, in place of the products if sums are to go over blocks of them.
+def _evaluated(
+    softmax: SoftmaxFormula,
+    classes: Classes,
+    labels: Tensor,
+    logits: Tensor,
+    own: Tensor,
+    weights: Tensor,
+    sums: Sums,
+) -> tuple[Tensor, GradientOf]:
+    """Losses, and the gradient by blocks: computed so, or cut out of a whole."""
+    if softmax.closed:
+        found = softmax.positions(labels, own, weights, sums, classes.weights)
 
-    XLA adds a bias anew wherever the logits are read, which costs nothing; but a loop
-    reads an array, which would then lie beside that of the products.
-    """
+        def by_block(z: Tensor, start: Any, width: int) -> Tensor:
+            ids = classes.ids_of(start, width)
+            return softmax.gradient(found, z, ids, classes.weights_of(start, width))
 
-    def of(products: Tensor, bias: Tensor | None) -> Tensor:
-        if bias is not None:
-            products = products + ops.cast(bias, products.dtype)
-        return formula.squash.logits(products)
-
-    def replace_block(start: Any, width: int, whole: Tensor) -> Tensor:
-        offsets = None if bias is None else block_of(bias, start, width, axis=0)
-        block = of(block_of(whole, start, width, axis=1), offsets)
-        return ops.slice_update(whole, (0, start), block)
-
-    if not (formula.figures or formula.softmax.label_smoothing):
-        return of(products, bias)
-    return fold_blocks(replace_block, products, formula.plan.vocabulary, BLOCK)
-
-
-def _sum_of_rows(x: Tensor) -> Tensor:
-    """By halves: the sum of XLA's CPU compiler took a quarter of the whole pass."""
-    odd = []
-    while x.shape[0] > 1:
-        half, is_odd = divmod(x.shape[0], 2)
-        odd += [x[-1]] * is_odd
-        x = x[:half] + x[half : 2 * half]
-    return sum(odd, start=x[0])
-
-
-def _add_product(
-    formula: LinearFormula, verbs: Verbs, total: Tensor, x: Tensor, gradient: Tensor
-) -> Tensor:
-    """`total + x.T @ gradient`, in place, a block of columns at a time."""
-    width, classes = formula.plan.columns, formula.plan.vocabulary
-    axis = 0 if formula.transposed else 1
-    x = ops.transpose(ops.cast(x, gradient.dtype))
-
-    def added(start: Any, width: int, total: Tensor) -> Tensor:
-        product = verbs.matmul(x, block_of(gradient, start, width, axis=1))
-        if formula.transposed:
-            product = ops.transpose(product)
-        at = (start, 0) if formula.transposed else (0, start)
-        before = block_of(total, start, width, axis)
-        return ops.slice_update(total, at, before + product)
-
-    return fold_blocks(added, total, classes, width)
+        return found.losses, by_block
+    losses, whole = softmax.evaluate(labels, logits, weights, classes.weights)
+    return losses, lambda z, start, width: block_of(whole, start, width, axis=1)

@@ -2,19 +2,20 @@
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DEFAULT_BUDGET = 2**28
-"""Bytes for the logits of one chunk and their gradient: 256 MiB."""
+"""Bytes beside inputs and gradients: 256 MiB."""
 
-BUFFERS = 2  # the logits of a chunk, and their gradient; options may need more
+BUFFERS = 1  # the logits of a chunk; options may need more
 FLOAT = 4
 # Rows that keep a product busy: fewer are bound by reading the kernel, more only cost
 # memory. Measured on CPU cores; accelerators do more work for each byte that they read.
-ENOUGH_ROWS = {"cpu": 256, "accelerator": 2048}
-# Columns of the kernel's gradient that are updated together: no product of the whole
-# kernel's size lies beside the gradient, and what is updated stays in the cache.
-COLUMNS = {"cpu": 4096, "accelerator": 32768}
+ENOUGH_ROWS = {"cpu": 512, "accelerator": 2048}
+# Classes that are taken at a time. No product as large as the kernel lies beside its
+# gradient, and what is made of a block stays in the cache.
+COLUMNS = {"cpu": 2048, "accelerator": 16384}
+FEWEST_COLUMNS = 256  # of which a product is still worth its start
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Plan:
         tokens: number of tokens; None where it is not known before the run.
         vocabulary: number of classes.
         chunk: tokens that are taken at a time.
-        columns: classes whose kernel gradient is updated at a time.
+        columns: classes that are taken at a time.
         why: what decided on the chunk.
         width: features of a token.
         buffers: arrays as large as a chunk's logits that are held at a time.
@@ -48,11 +49,18 @@ class Plan:
     def expected_bytes(self) -> int:
         """Memory beside inputs and gradients, at the peak.
 
-        The logits of a chunk and what is made of them, its features and their gradient,
-        and a block of the kernel's gradient.
+        The logits of a chunk; its features, those turned around, and their gradient;
+        and of one block its logits, and its part of the kernel and of that's gradient.
         """
-        logits = self.buffers * self.chunk * self.vocabulary
-        return FLOAT * (logits + self.width * (2 * self.chunk + self.columns))
+        return self.chunk * self._bytes_of_a_token + self._bytes_of_a_block
+
+    @property
+    def _bytes_of_a_token(self) -> int:
+        return FLOAT * (self.buffers * self.vocabulary + self.columns + 3 * self.width)
+
+    @property
+    def _bytes_of_a_block(self) -> int:
+        return FLOAT * 2 * self.width * self.columns
 
     def __str__(self) -> str:
         counted = {None: "as many chunks as needed", 1: "1 chunk"}
@@ -75,13 +83,16 @@ def plan(
     """The plan for shapes, a device ("cpu" or "accelerator") and a budget in bytes."""
     budget = DEFAULT_BUDGET if budget is None else budget
     enough = ENOUGH_ROWS[device]
-    row = buffers * FLOAT * vocabulary
-    allowed = budget // row
+    columns = min(COLUMNS[device], vocabulary)
+    while 4 * FLOAT * 2 * width * columns > budget and columns > FEWEST_COLUMNS:
+        columns //= 2
+    one = Plan(tokens, vocabulary, 1, columns, "", width, buffers)
+    allowed = (budget - one._bytes_of_a_block) // one._bytes_of_a_token
     if allowed < 1:
         warnings.warn(
             f"`memory_budget` is too small for the logits of one token. Received: "
-            f"memory_budget={budget}, where {row} bytes are needed. One token is taken "
-            "at a time.",
+            f"memory_budget={budget}, where {one.expected_bytes} bytes are needed. One "
+            "token is taken at a time.",
             stacklevel=2,
         )
     chunk = max(1, min(enough, allowed))
@@ -94,5 +105,4 @@ def plan(
         chunk, why = max(1, tokens), "these are all tokens"
     elif tokens is not None:
         chunk = math.ceil(tokens / math.ceil(tokens / chunk))  # chunks of equal size
-    columns = min(COLUMNS[device], vocabulary)
-    return Plan(tokens, vocabulary, chunk, columns, why, width, buffers)
+    return replace(one, chunk=chunk, why=why)

@@ -17,6 +17,7 @@ from keras_logits.kernels.contract import (
     logits_of,
 )
 from keras_logits.kernels.loop import LinearFormula
+from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.figures import figures
 
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tensorflow.python.eager import record  # no public name tells what tapes watch
 
 from keras_logits._typing import Tensor
+from keras_logits.kernels.chunk import Verbs
 from keras_logits.kernels.contract import (
     NO_SECOND_DERIVATIVE,
     Formula,
@@ -28,10 +29,10 @@ from keras_logits.kernels.loop import (
     NOTHING,
     Found,
     LinearFormula,
-    Verbs,
     Wanted,
     pass_over,
 )
+from keras_logits.kernels.loop import buffers_of as buffers_of
 
 COMPILED_FROM = 2**15
 """Scores in a batch from which XLA pays.

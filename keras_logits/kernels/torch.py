@@ -8,6 +8,7 @@ import torch
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.kernels import loop
 from keras_logits.kernels.contract import (
     NO_GRADIENT_BY_LABELS,
     NO_SECOND_DERIVATIVE,
@@ -254,6 +255,11 @@ def _loop(
         if by_bias is not None:
             by_bias += gradient.sum(0)
     return Found(losses, Linear(*sums), seen)
+
+
+def buffers_of(formula: SoftmaxFormula) -> int:
+    """One more than where XLA makes the gradient a block at a time."""
+    return 1 + loop.buffers_of(formula)
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

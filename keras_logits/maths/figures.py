@@ -5,7 +5,9 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.sigmoid import SigmoidFormula
-from keras_logits.maths.softmax import SoftmaxFormula, softmax_in_parts
+from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.sums import Sums, finite, sum_over_classes
+from keras_logits.maths.weights import nonzero
 
 INVALID = "invalid_labels"
 FIGURES = (
@@ -31,56 +33,70 @@ def figures(
     the row of an invalid label has no meaning, but is finite.
     """
     z = ops.stop_gradient(at_least_float32(logits))
-    if isinstance(formula, SoftmaxFormula):
-        found = _of_classes(formula, labels, z)
-    else:
-        found = _of_units(labels, z)
-    rows = [found[name] for name in (INVALID, *names)]
-    return ops.stack([ops.cast(row, z.dtype) for row in rows], axis=-1)
+    if not isinstance(formula, SoftmaxFormula):
+        return _rows(names, _of_units(labels, z), z.dtype)
+    true = formula.true_classes(labels)
+    own = ops.take_along_axis(z, true, axis=formula.axis)
+    ids = formula.class_ids(z)
+    rank = sum_over_classes(
+        lambda z, ids: come_before(z, ids, own, true), formula.axis, z, ids
+    )
+    sums = formula.sums(z, None, entropy=True)
+    return of_classes(formula, names, labels, z, own, sums, rank)
 
 
-def _of_classes(
-    formula: SoftmaxFormula, labels: Tensor, z: Tensor
-) -> dict[str, Tensor]:
+def of_classes(
+    formula: SoftmaxFormula,
+    names: tuple[str, ...],
+    labels: Tensor,
+    z: Tensor,
+    own: Tensor,
+    sums: Sums,
+    rank: Tensor,
+) -> Tensor:
+    """The figures of a softmax, from its sums, and the label's own logit and rank.
+
+    Of class ids nothing is read from the logits themselves.
+    """
     axis = formula.axis
-    parts = softmax_in_parts(z, axis)
     given, valid, _ = formula.read(labels, z.dtype, None)
+    total = nonzero(sums["total"])
+    log_total, shift = ops.log(total), finite(sums["highest"])
     if formula.ids:
-        true = given
+        cross_entropy = log_total - (own - shift)
     else:
-        true = ops.expand_dims(ops.cast(ops.argmax(given, axis=axis), "int32"), axis)
-    own = ops.take_along_axis(parts.shifted, true, axis=axis)
-
-    # The rank of the label among the classes, as argmax and top-k have it: no sort.
-    def before(z: Tensor, ids: Tensor) -> Tensor:
-        shifted = z - parts.shift
-        first = ops.logical_and(ops.equal(shifted, own), ids < true)
-        # Not by `>`, by which a label among logits that are NaN would come first.
-        others = ops.logical_not(shifted <= own)
-        return ops.cast(ops.logical_or(others, first), "int32")
-
-    rank = formula.sum_over_classes(before, z, formula.class_ids(z))
-    rank = ops.squeeze(rank, axis)
-
-    def drops(z: Tensor, exp: Tensor) -> Tensor:
-        return ops.where(exp > 0, exp * (z - parts.shift), ops.zeros_like(z))
-
-    drop = formula.sum_over_classes(drops, z, parts.exp)
-    entropy = parts.log_total - drop / parts.total
-    if formula.ids:
-        cross_entropy = parts.log_total - own
-    else:
-        terms = ops.where(given > 0, given * (parts.log_total - parts.shifted), 0.0)
+        terms = ops.where(given > 0, given * (log_total - (z - shift)), 0.0)
         cross_entropy = ops.sum(terms, axis=axis, keepdims=True)
-    cross_entropy = ops.squeeze(cross_entropy, axis)
-    return {
+    found = {
         "accuracy": ops.equal(rank, 0),
         "top_5_accuracy": rank < 5,
         "cross_entropy": cross_entropy,
         "perplexity": cross_entropy,  # its exponential is taken of the mean
-        "entropy": ops.squeeze(entropy, axis),
-        INVALID: ops.logical_not(valid),
+        "entropy": log_total - sums["drop"] / total,
     }
+    found = {name: ops.squeeze(rows, axis) for name, rows in found.items()}
+    return _rows(names, {**found, INVALID: ops.logical_not(valid)}, z.dtype)
+
+
+def come_before(z: Tensor, ids: Tensor, own: Tensor, true: Tensor) -> Tensor:
+    """1 for classes before the true one, as argmax and top-k have it: no sort.
+
+    As floats, whose sums XLA computes faster than those of integers.
+    """
+    # Infinite logits are no numbers to compare: nothing is right about them.
+    own = ops.where(ops.equal(own, float("inf")), ops.full_like(own, float("nan")), own)
+    first = ops.logical_and(ops.equal(z, own), ids < true)
+    # Not by `>`, by which a label among logits that are NaN would come first.
+    higher = ops.logical_not(z <= own)
+    # Computed by itself, the label's own logit may differ in its last digit.
+    others = ops.not_equal(ids, true)
+    before = ops.logical_and(others, ops.logical_or(higher, first))
+    return ops.cast(before, z.dtype)
+
+
+def _rows(names: tuple[str, ...], found: dict[str, Tensor], dtype: str) -> Tensor:
+    rows = [ops.cast(found[name], dtype) for name in (INVALID, *names)]
+    return ops.stack(rows, axis=-1)
 
 
 def _of_units(labels: Tensor, z: Tensor) -> dict[str, Tensor]:

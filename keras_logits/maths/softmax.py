@@ -11,20 +11,17 @@ with $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ over the $K'$ classes t
 are not masked by -inf, and $d = \sum_k c_k y_k / \sum_k y_k$.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.maths.blocks import block_of, fold_blocks
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
+from keras_logits.maths.sums import Sums, finite, sums_of
 from keras_logits.maths.weights import nonzero
-
-BLOCK = 2048  # classes that are summed together
 
 
 class Evaluated(NamedTuple):
@@ -36,6 +33,18 @@ class Evaluated(NamedTuple):
 
     losses: Tensor
     gradient: Tensor
+
+
+class Positions(NamedTuple):
+    """Losses, and the numbers of each position that the gradient is made of."""
+
+    losses: Tensor
+    weights: Tensor  # along the axis of the classes, as the following are
+    ids: Tensor
+    shift: Tensor
+    pull: Tensor  # times exp(z - shift), by every class
+    drop: Tensor  # by the label's class
+    spread: Tensor | None  # by every open class, times its weight
 
 
 class SoftmaxParts(NamedTuple):
@@ -73,8 +82,9 @@ class SoftmaxFormula:
 
     @property
     def closed(self) -> bool:
-        """Whether all but the gradient is a number per position."""
-        return self.ids and not (self.label_smoothing and self.focal_gamma)
+        """Whether all follows from sums over the classes, and the label's logit."""
+        smoothed_and_focal = self.label_smoothing and self.focal_gamma
+        return self.ids and not (self.from_probabilities or smoothed_and_focal)
 
     def over_scores(self, per_position: Tensor) -> Tensor:
         """Values of positions, ready to multiply the scores of all their classes."""
@@ -98,21 +108,27 @@ class SoftmaxFormula:
         """
         z = at_least_float32(scores)
         columns = self._along_classes(class_weights, z)
+        if self.closed:
+            sums = self.sums(z, columns)
+            own = ops.take_along_axis(z, self.true_classes(labels), axis=self.axis)
+            found = self.positions(labels, own, weights, sums, columns)
+            by_class = self.gradient(found, z, self.class_ids(z), columns)
+            return Evaluated(found.losses, by_class)
         given, valid, mass = self.read(labels, z.dtype, columns)
-        usable = ops.logical_and(valid, ops.equal(weights, weights))
-        w = ops.where(usable, weights, ops.zeros_like(weights))
-        wide = ops.expand_dims(w, self.axis)
+        usable, wide = self._usable(valid, weights)
         if self.from_probabilities:
             losses, gradient = self._of_probabilities(given, z, columns)
-            gradient = gradient * wide
-        elif self.closed:
-            losses, gradient = self._of_class_ids(given, z, columns, mass, wide)
         else:
             losses, gradient = self._of_targets(given, z, columns, mass)
-            gradient = gradient * wide
-        gradient = ops.where(ops.equal(wide, 0), ops.zeros_like(gradient), gradient)
+        gradient = ops.where(ops.equal(wide, 0), ops.zeros_like(z), gradient * wide)
         losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
         return Evaluated(losses, gradient)
+
+    def _usable(self, valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Which positions have a loss, and their weights along the classes, else 0."""
+        usable = ops.logical_and(valid, ops.equal(weights, weights))
+        w = ops.where(usable, weights, ops.zeros_like(weights))
+        return usable, ops.expand_dims(w, self.axis)
 
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""
@@ -143,70 +159,69 @@ class SoftmaxFormula:
         mass = ops.where(empty, ops.ones_like(total), weighted / nonzero(total))
         return y, valid, mass
 
-    def _of_class_ids(
-        self,
-        ids: Tensor,
-        z: Tensor,
-        columns: Tensor | None,
-        mass: Tensor,
-        w: Tensor,
-    ) -> Evaluated:
-        """Class ids, which read the logits and write the gradient, and nothing else.
+    def sums(self, z: Tensor, columns: Tensor | None, *, entropy: bool = False) -> Sums:
+        """What a closed formula needs of the classes, all of them or a block."""
+        smoothed = bool(self.label_smoothing)
+        return sums_of(z, self.axis, columns, smoothed=smoothed, entropy=entropy)
 
-        Weights enter here, and not after, because they multiply one number per
-        position instead of one per class. A focal factor is that of the label alone,
-        unless labels are smoothed.
+    def positions(
+        self,
+        labels: Tensor,
+        own: Tensor,
+        weights: Tensor,
+        sums: Sums,
+        columns: Tensor | None,
+    ) -> Positions:
+        """A closed formula, from the labels' own logits and the sums over all classes.
+
+        Weights enter here, because they multiply one number per position instead of one
+        per class. A focal factor is that of the label alone: where labels are smoothed
+        the formula is not closed.
         """
-        parts = softmax_in_parts(z, self.axis)
-        target = ops.take_along_axis(parts.shifted, ids, axis=self.axis)
+        ids, valid, mass = self.read(labels, own.dtype, columns)
+        usable, w = self._usable(valid, weights)
+        shift, total = finite(sums["highest"]), nonzero(sums["total"])
+        log_total = ops.log(total)
+        target = own - shift
         unreachable = ops.equal(target, -float("inf"))
-        surprise = parts.log_total - target  # -log p
+        surprise = log_total - target  # -log p
         surprise = ops.where(unreachable, ops.zeros_like(target), surprise)
-        own = mass * (1.0 - self.label_smoothing)
-        loss, pull = own * surprise, own
+        known = mass * (1.0 - self.label_smoothing)
+        loss, pull = known * surprise, known
         if self.focal_gamma:
-            p = ops.exp(target) / parts.total
+            p = ops.exp(target) / total
             factor, slope = _focal(-surprise, p, unreachable, self.focal_gamma)
-            loss, pull = loss * factor, own * slope
-        lost = ops.where(own > 0, ops.full_like(own, float("inf")), own)
+            loss, pull = loss * factor, known * slope
+        lost = ops.where(known > 0, ops.full_like(known, float("inf")), known)
         loss = ops.where(unreachable, lost, loss)
         drop = ops.where(unreachable, ops.zeros_like(w), w * pull)
-        hot = ops.equal(self.class_ids(z), ids)
         spread = None
         if self.label_smoothing:
-            spread, share, drawn = self._smoothed(z, parts, columns)
-            loss = loss + (share * parts.log_total - drawn)
-            pull = pull + share
+            each = self.label_smoothing / nonzero(sums["count"])
+            share = each * sums.get("share", sums["count"])
+            loss = loss + (share * log_total - each * sums["drawn"])
+            pull, spread = pull + share, w * each
         if self.z_loss:
-            lse = parts.shift + parts.log_total
+            lse = shift + log_total
             loss = loss + self.z_loss * mass * lse * lse
             pull = pull + 2.0 * self.z_loss * mass * lse
+        loss = ops.squeeze(loss, self.axis)
+        loss = ops.where(usable, loss, ops.full_like(loss, float("nan")))
+        return Positions(loss, w, ids, shift, w * pull / total, drop, spread)
 
-        gradient = parts.exp * (w * pull / parts.total)
-        gradient = gradient - ops.where(hot, drop, ops.zeros_like(drop))
-        if spread is not None:
-            gradient = gradient - w * spread
-        return Evaluated(ops.squeeze(loss, self.axis), gradient)
-
-    def _smoothed(
-        self, z: Tensor, parts: SoftmaxParts, columns: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What smoothing adds to each class, its sum, and that of it times shifted."""
-
-        def open_(values: Tensor, z: Tensor) -> Tensor:
+    def gradient(
+        self, found: Positions, z: Tensor, classes: Tensor, columns: Tensor | None
+    ) -> Tensor:
+        """By the logits of some classes, given which they are and what they weigh."""
+        gradient = ops.exp(z - found.shift) * found.pull
+        hot = ops.equal(classes, found.ids)
+        gradient = gradient - ops.where(hot, found.drop, ops.zeros_like(found.drop))
+        if found.spread is not None:
+            spread = found.spread if columns is None else found.spread * columns
             masked = ops.equal(z, -float("inf"))
-            return ops.where(masked, ops.zeros_like(z), values)
-
-        total = self.sum_over_classes
-        count = total(lambda z: open_(ops.ones_like(z), z), z)
-        each = self.label_smoothing / nonzero(count)
-        if columns is None:
-            share = count
-            columns = self._along_classes(ops.ones((self.classes,), z.dtype), z)
-        else:
-            share = total(lambda z, c: open_(c, z), z, columns)
-        drawn = total(lambda z, c: c * open_(z - parts.shift, z), z, columns)
-        return open_(each * columns, z), each * share, each * drawn
+            gradient = gradient - ops.where(masked, ops.zeros_like(z), spread)
+        none = ops.equal(found.weights, 0)
+        return ops.where(none, ops.zeros_like(z), gradient)
 
     def _of_targets(
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
@@ -262,19 +277,13 @@ class SoftmaxFormula:
         spread = self.label_smoothing * mass / nonzero(count)
         return (1.0 - self.label_smoothing) * y + spread * open_
 
-    def sum_over_classes(self, terms: Callable[..., Tensor], *wide: Tensor) -> Tensor:
-        """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
-        axis = self.axis
-
-        def add(start: Any, width: int, total: Tensor) -> Tensor:
-            block = [block_of(x, start, width, axis) for x in wide]
-            return total + ops.sum(terms(*block), axis=axis, keepdims=True)
-
-        if self.classes <= BLOCK:
-            return ops.sum(terms(*wide), axis=axis, keepdims=True)
-        first = [block_of(x, 0, 1, axis) for x in wide]
-        none = ops.zeros_like(terms(*first))
-        return ops.stop_gradient(fold_blocks(add, none, self.classes, BLOCK))
+    def true_classes(self, labels: Tensor) -> Tensor:
+        """Class ids along the axis of the classes: of distributions, the likeliest."""
+        if self.ids:
+            ids, _ = valid_class_ids(labels, self.classes)
+            return ops.expand_dims(ids, self.axis)
+        likeliest = ops.argmax(labels, axis=self.axis)
+        return ops.expand_dims(ops.cast(likeliest, "int32"), self.axis)
 
     def class_ids(self, z: Tensor) -> Tensor:
         """0 to K - 1 along the class axis, 1 elsewhere."""
@@ -314,15 +323,10 @@ def _focal(
 
 
 def softmax_in_parts(z: Tensor, axis: int) -> SoftmaxParts:
-    masked = ops.equal(z, -float("inf"))
-    # torch.compile cannot follow `ops.max`.
-    highest = ops.amax(z, axis=axis, keepdims=True)
-    empty = ops.equal(highest, -float("inf"))
-    shift = ops.stop_gradient(ops.where(empty, ops.zeros_like(highest), highest))
-    shifted = z - shift
-    exp = ops.exp(shifted)
-    total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
-    return SoftmaxParts(shifted, exp, total, ops.log(total), shift, masked)
+    sums = sums_of(z, axis)
+    shift, total = finite(sums["highest"]), nonzero(sums["total"])
+    shifted, masked = z - shift, ops.equal(z, -float("inf"))
+    return SoftmaxParts(shifted, ops.exp(shifted), total, ops.log(total), shift, masked)
 
 
 def _positive(values: Tensor) -> Tensor:

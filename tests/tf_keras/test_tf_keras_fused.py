@@ -5,6 +5,7 @@ import pytest
 import tf_keras as keras
 from tf_keras.layers import Dense, Embedding
 
+from budgets import budget_for
 from keras_logits.tf_keras import LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
 MODES = {
@@ -110,7 +111,7 @@ def test_fused_and_plain_train_alike(mode, tied):
     for fused in (False, True):
         keras.utils.set_random_seed(9)
         draw.bit_generator.state = np.random.default_rng(4).bit_generator.state
-        budget = 3 * 8 * CLASSES  # for three tokens at a time
+        budget = budget_for(3, CLASSES, 6)
         loss = SoftmaxCrossEntropy(fused=fused, memory_budget=budget)
         model = text_model(tied, loss=loss, **mode)
         history = model.fit(
