@@ -19,7 +19,7 @@ from keras_logits import (
     sigmoid_cross_entropy,
     softmax_cross_entropy,
 )
-from keras_logits.maths.softmax import BLOCK
+from keras_logits.maths.sums import BLOCK
 
 BACKEND = keras.config.backend()
 WIDER = {"float32": "float64", "float64": "longdouble"}

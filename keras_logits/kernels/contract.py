@@ -66,7 +66,7 @@ class LinearLogits:
         linear: features `[..., D]`, kernel `[D, V]`, and bias `[V]` or None.
         squash: soft-cap and temperature.
         transposed: whether the kernel is `[V, D]`, as the matrix of an Embedding is.
-        memory_budget: bytes for the logits that are held at a time; None for a default.
+        memory_budget: bytes beside inputs and gradients; None for a default.
     """
 
     linear: Linear

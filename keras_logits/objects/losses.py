@@ -127,8 +127,8 @@ class SoftmaxCrossEntropy(LogitsLoss):
             logits, where a `LogitsHead` made them and they are large (8192 classes and
             more, in compiled code); True insists, and raises where that is not
             possible; False never does.
-        memory_budget: bytes for the logits that a fused loss holds at a time; None for
-            256 MiB.
+        memory_budget: bytes that a fused loss holds beside inputs and gradients; None
+            for 256 MiB.
         reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
             "mean" (divides by the positions that are neither masked nor ignored),
             "sum", or None for one value per position.
