@@ -12,8 +12,8 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.maths.blocks import block_of, fold_blocks
-from keras_logits.maths.figures import come_before
-from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.figures import come_before, of_classes
+from keras_logits.maths.softmax import Positions, SoftmaxFormula
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.sums import Sums, merged, of_no_classes
 
@@ -54,6 +54,9 @@ class Classes(NamedTuple):
     vocabulary: int
     columns: int
 
+    def whole_kernel(self) -> Tensor:
+        return ops.transpose(self.kernel) if self.transposed else self.kernel
+
     def kernel_of(self, start: Any, width: int) -> Tensor:
         """The kernel of a block, `[width, D]`."""
         block = block_of(self.kernel, start, width, 0 if self.transposed else 1)
@@ -87,7 +90,58 @@ class Classes(NamedTuple):
         return _of_block(self.weights, start, width)
 
 
-def summed(
+OF_CLASSES = {"kernel", "bias"}
+"""What all chunks add to; the rest that is found has a row for each token."""
+
+
+def evaluated(
+    classes: Classes,
+    softmax: SoftmaxFormula,
+    names: tuple[str, ...],
+    verbs: Verbs,
+    x: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    begun: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Losses, the named figures, and the gradients that were begun."""
+    products = verbs.matmul(x, classes.whole_kernel())
+    scores, sums = _summed(classes, softmax, products, entropy=bool(names))
+    true = softmax.true_classes(labels)
+    label = Label(classes.logits_at(scores, true), true)
+    logits = classes.logits(scores)  # of which most formulas read nothing
+    if softmax.closed:
+        found = softmax.positions(labels, label.logit, weights, sums, classes.weights)
+        losses, gradient_of = found.losses, _by_block(classes, softmax, found)
+    else:
+        losses, gradient = softmax.evaluate(labels, logits, weights, classes.weights)
+        gradient_of = _out_of(gradient)
+    if names:
+        begun = {**begun, "rank": ops.zeros_like(label.logit)}
+    if begun:
+        begun = _carried_back(classes, verbs, x, scores, gradient_of, label, begun)
+    if names:
+        rank = begun.pop("rank")
+        seen = of_classes(softmax, names, labels, logits, label.logit, sums, rank)
+        begun["figures"] = seen
+    return {**begun, "losses": losses}
+
+
+def _by_block(
+    classes: Classes, softmax: SoftmaxFormula, found: Positions
+) -> GradientOf:
+    def gradient_of(z: Tensor, start: Any, width: int) -> Tensor:
+        weights = classes.weights_of(start, width)
+        return softmax.gradient(found, z, classes.ids_of(start, width), weights)
+
+    return gradient_of
+
+
+def _out_of(gradient: Tensor) -> GradientOf:
+    return lambda z, start, width: block_of(gradient, start, width, axis=1)
+
+
+def _summed(
     classes: Classes, softmax: SoftmaxFormula, products: Tensor, entropy: bool
 ) -> tuple[Scores, Sums]:
     """The sums of the logits over the classes.
@@ -114,7 +168,7 @@ def summed(
     return Scores(values, in_place), sums
 
 
-def carried_back(
+def _carried_back(
     classes: Classes,
     verbs: Verbs,
     x: Tensor,

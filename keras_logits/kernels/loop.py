@@ -9,27 +9,17 @@ more than one chunk. Tokens of weight 0 are left out of all products.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.kernels.chunk import (
-    Classes,
-    GradientOf,
-    Label,
-    Verbs,
-    carried_back,
-    summed,
-)
+from keras_logits.kernels.chunk import OF_CLASSES, Classes, Verbs, evaluated
 from keras_logits.kernels.contract import Linear
 from keras_logits.kernels.plan import BUFFERS, Plan
-from keras_logits.maths.blocks import block_of
-from keras_logits.maths.figures import of_classes
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.squash import Squash
-from keras_logits.maths.sums import Sums
 
 
 @dataclass(frozen=True)
@@ -84,12 +74,9 @@ def pass_over(
 ) -> Found:
     """Losses, and the gradients of their weighted sum, of `[N, D]` features."""
     features, kernel, bias = linear
-    softmax, plan = formula.softmax, formula.plan
-    dtype = accurate_dtype(features.dtype)
-    kernel = ops.cast(kernel, features.dtype)
-    used = ops.transpose(kernel) if formula.transposed else kernel
+    plan, dtype = formula.plan, accurate_dtype(features.dtype)
     classes = Classes(
-        kernel,
+        ops.cast(kernel, features.dtype),
         formula.transposed,
         bias,
         formula.squash,
@@ -113,38 +100,17 @@ def pass_over(
         x = ops.where(counted[:, None], x, ops.zeros_like(x))
         y = ops.take(labels, rows, axis=0)
 
-        def placed(name: str, values: Tensor) -> Tensor:
-            some = counted if len(values.shape) == 1 else counted[:, None]
-            values = ops.where(some, values, ops.zeros_like(values))
-            return verbs.add_rows(totals[name], rows, values)
-
-        products = verbs.matmul(x, used)
-        entropy = bool(formula.figures)
-        scores, sums = summed(classes, softmax, products, entropy)
-        true = softmax.true_classes(y)
-        label = Label(classes.logits_at(scores, true), true)
-        whole = classes.logits(scores)  # of which most formulas read nothing
-        batch = (y, whole, label.logit, w, sums)
-        losses, gradient_of = _evaluated(softmax, classes, *batch)
-        found = {"losses": placed("losses", losses)}
-        begun: dict[str, Tensor] = {
-            name: totals[name] for name in ("kernel", "bias") if name in totals
-        }
+        begun = {name: totals[name] for name in OF_CLASSES if name in totals}
         if wanted.features:
             begun["features"] = ops.zeros_like(x, dtype=dtype)
-        if formula.figures:
-            begun["rank"] = ops.zeros_like(label.logit)
-        if begun:
-            begun = carried_back(classes, verbs, x, scores, gradient_of, label, begun)
-        if formula.figures:
-            rank = begun.pop("rank")
-            seen = of_classes(
-                softmax, formula.figures, y, whole, label.logit, sums, rank
-            )
-            found["figures"] = placed("figures", seen)
-        if wanted.features:
-            found["features"] = placed("features", begun.pop("features"))
-        return {**found, **begun}
+        of_chunk = (classes, formula.softmax, formula.figures, verbs)
+        found = evaluated(*of_chunk, x, y, w, begun)
+        for name in found.keys() - OF_CLASSES:
+            values = found[name]
+            some = counted if len(values.shape) == 1 else counted[:, None]
+            values = ops.where(some, values, ops.zeros_like(values))
+            found[name] = verbs.add_rows(totals[name], rows, values)
+        return found
 
     totals = {"losses": ops.zeros_like(weights)}
     if formula.figures:
@@ -157,25 +123,3 @@ def pass_over(
     totals = ops.fori_loop(0, chunks, step, totals)
     gradients = Linear(*(totals.get(name) for name in Wanted._fields))
     return Found(totals["losses"], gradients, totals.get("figures"))
-
-
-def _evaluated(
-    softmax: SoftmaxFormula,
-    classes: Classes,
-    labels: Tensor,
-    logits: Tensor,
-    own: Tensor,
-    weights: Tensor,
-    sums: Sums,
-) -> tuple[Tensor, GradientOf]:
-    """Losses, and the gradient by blocks: computed so, or cut out of a whole."""
-    if softmax.closed:
-        found = softmax.positions(labels, own, weights, sums, classes.weights)
-
-        def by_block(z: Tensor, start: Any, width: int) -> Tensor:
-            ids = classes.ids_of(start, width)
-            return softmax.gradient(found, z, ids, classes.weights_of(start, width))
-
-        return found.losses, by_block
-    losses, whole = softmax.evaluate(labels, logits, weights, classes.weights)
-    return losses, lambda z, start, width: block_of(whole, start, width, axis=1)

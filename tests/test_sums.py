@@ -1,0 +1,90 @@
+"""Sums over blocks of classes merge to those over all of them."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_logits.maths.sums import merged, of_no_classes, sums_of
+
+ROWS, CLASSES = 6, 40
+LEAST = float(np.finfo("float32").min)
+
+
+def logits_of(case):
+    z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
+    return {
+        "usual": lambda: z,
+        "far apart": lambda: 1e4 * z,
+        "far away": lambda: z + 1e4,
+        "one block closed": lambda: np.where(np.arange(CLASSES) < 16, -np.inf, z),
+        "some closed": lambda: np.where(z < 0.5, -np.inf, z),
+        "all closed": lambda: np.full_like(z, -np.inf),
+        "one block at the least float": lambda: np.where(
+            np.arange(CLASSES) >= 17, LEAST, z
+        ),
+    }[case]().astype("float32")
+
+
+CASES = (
+    "usual",
+    "far apart",
+    "far away",
+    "one block closed",
+    "some closed",
+    "all closed",
+    "one block at the least float",
+)
+OPTIONS = {
+    "plain": {},
+    "smoothed": {"smoothed": True},
+    "entropy": {"entropy": True},
+    "all": {"smoothed": True, "entropy": True},
+}
+
+
+def expected(z, weights):
+    """In float64, by the words of the definition."""
+    z = z.astype("float64")
+    open_ = z > -np.inf
+    highest = z.max(-1, keepdims=True)
+    shifted = z - np.where(open_.any(-1, keepdims=True), highest, 0.0)
+    exp = np.exp(shifted)
+
+    def total(terms):
+        return np.where(open_, terms, 0.0).sum(-1, keepdims=True)
+
+    with np.errstate(invalid="ignore"):
+        return {
+            "highest": highest,
+            "total": exp.sum(-1, keepdims=True),
+            "drop": total(exp * shifted),
+            "count": total(np.ones_like(z)),
+            "share": total(np.broadcast_to(weights, z.shape)),
+            "drawn": total(weights * shifted),
+        }
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
+@pytest.mark.parametrize("case", CASES)
+def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
+    z = logits_of(case)
+    weights = np.random.default_rng(4).uniform(0.5, 2, CLASSES).astype("float32")
+
+    def of(start, stop):
+        some = ops.convert_to_tensor(weights[start:stop][None]) if weighted else None
+        block = ops.convert_to_tensor(z[:, start:stop])
+        return sums_of(block, -1, some, **OPTIONS[options])
+
+    whole, blocks = of(0, CLASSES), of_no_classes(of(0, 1))
+    for start, stop in ((0, 8), (8, 16), (16, 17), (17, 40)):
+        blocks = merged(blocks, of(start, stop))
+    assert blocks.keys() == whole.keys()
+    wanted = expected(z, weights if weighted else np.ones(CLASSES))
+    with np.errstate(over="ignore"):  # a sum of the least floats is -inf
+        wanted = {name: sums.astype("float32") for name, sums in wanted.items()}
+    for name in whole:
+        for found in (whole, blocks):
+            found = ops.convert_to_numpy(found[name])
+            np.testing.assert_allclose(found, wanted[name], 2e-6, 1e-5, err_msg=name)
