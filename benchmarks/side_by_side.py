@@ -6,6 +6,7 @@ each has a process of its own, a `Host`, and the hosts take turns.
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -144,6 +145,7 @@ def first_runs(
     found, before = {}, None
     for name, make in makers.items():
         entries[name] = make()
+        give_back_what_is_free()
         before = memory("VmRSS") if before is None else before
         entries[name].run()
         give_back_what_is_free()
@@ -164,7 +166,8 @@ def timed(run: Contender) -> float:
 
 
 def give_back_what_is_free() -> None:
-    """Returns to Linux what compiling had, which the C library keeps for later."""
+    """Returns to Linux what compiling had, which Python and C keep for later."""
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
