@@ -200,7 +200,7 @@ def budgets(backend: str, quick: bool) -> Iterator[Comparison]:
     for part in (4,) if quick else (4, 8, 16, 32):
         share = {"share_of": (peer, 1 / part)}
         contenders.append(given(f"budget 1/{part}", problem, FUSED, **share))
-    yield Comparison(backend, str(problem), alone(contenders), PLAIN, 5)
+    yield Comparison(backend, str(problem), alone(contenders), peer, 5)
 
 
 def chunks(backend: str, quick: bool) -> Iterator[Comparison]:

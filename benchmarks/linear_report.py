@@ -16,7 +16,7 @@ ABOUT = {
     "float32.",
     "evaluate": "One step of `evaluate` of the same model.",
     "budgets": "The fused loss with its gradients under memory budgets that are parts "
-    "of what tf.nn or optax keep for temporaries.",
+    "of what tf.nn or optax keep for temporaries, against these.",
     "chunks": "Tokens that are taken at a time, against the planned number.",
     "valid": "Tokens of weight 0 are left out of the products.",
     "options": "Each option alone, against none.",
@@ -183,10 +183,12 @@ def _of_fit(backend: str, rows: Rows) -> Claims:
 
 
 def _of_budgets(backend: str, rows: Rows) -> Claims:
+    peer = PEERS[backend]
     for part, at_most in ((4, 1.05), (8, 1.05), (16, 1.15)):
         row = rows.get(f"budget 1/{part}")
         if row and "seconds_ratio" in row:
-            yield f"time at 1/{part} of the temporaries", row["seconds_ratio"], at_most
+            claim = f"time of {peer}, at 1/{part} of its temporaries"
+            yield claim, row["seconds_ratio"], at_most
 
 
 def _of_chunks(backend: str, rows: Rows) -> Claims:
