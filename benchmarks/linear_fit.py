@@ -52,8 +52,8 @@ def temporaries_of_step(model: Any, x: Any, y: Any) -> int:
         model.metrics_variables,
     )
     state = [[v.value for v in some] for some in variables]
-    compiled = jax.jit(model.train_step).lower(state, (x, y)).compile()
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+    step = jax.jit(model.train_step).lower(state, (x, y)).compile()
+    return int(step.memory_analysis().temp_size_in_bytes)
 
 
 def one_batch(x: Any, y: Any) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def test_a_budget_too_small_for_one_token_takes_one_and_warns():
 
 
 def test_under_a_small_budget_blocks_are_small_too():
-    """What they need is not more than half of the budget, nor less than is worth it."""
+    """They take a quarter of the budget, or are as small as is worth a product."""
     columns = [
         plan(8192, 65536, width=512, budget=size * MIB).columns
         for size in (64, 16, 8, 3)

@@ -10,30 +10,17 @@ ROWS, CLASSES = 6, 40
 LEAST = float(np.finfo("float32").min)
 
 
-def logits_of(case):
-    z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
-    return {
-        "usual": lambda: z,
-        "far apart": lambda: 1e4 * z,
-        "far away": lambda: z + 1e4,
-        "one block closed": lambda: np.where(np.arange(CLASSES) < 16, -np.inf, z),
-        "some closed": lambda: np.where(z < 0.5, -np.inf, z),
-        "all closed": lambda: np.full_like(z, -np.inf),
-        "one block at the least float": lambda: np.where(
-            np.arange(CLASSES) >= 17, LEAST, z
-        ),
-    }[case]().astype("float32")
-
-
-CASES = (
-    "usual",
-    "far apart",
-    "far away",
-    "one block closed",
-    "some closed",
-    "all closed",
-    "one block at the least float",
-)
+CASES = {
+    "usual": lambda z: z,
+    "far apart": lambda z: 1e4 * z,
+    "far away": lambda z: z + 1e4,
+    "one block closed": lambda z: np.where(np.arange(CLASSES) < 16, -np.inf, z),
+    "some closed": lambda z: np.where(z < 0.5, -np.inf, z),
+    "all closed": lambda z: np.full_like(z, -np.inf),
+    "one block at the least float": lambda z: np.where(
+        np.arange(CLASSES) >= 17, LEAST, z
+    ),
+}
 OPTIONS = {
     "plain": {},
     "smoothed": {"smoothed": True},
@@ -69,7 +56,8 @@ def expected(z, weights):
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
 @pytest.mark.parametrize("case", CASES)
 def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
-    z = logits_of(case)
+    z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
+    z = CASES[case](z).astype("float32")
     weights = np.random.default_rng(4).uniform(0.5, 2, CLASSES).astype("float32")
 
     def of(start, stop):

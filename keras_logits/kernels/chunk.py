@@ -77,11 +77,7 @@ class Classes(NamedTuple):
         return self._logits(scores, values, bias)
 
     def _logits(self, scores: Scores, values: Tensor, bias: Tensor | None) -> Tensor:
-        if scores.are_logits:
-            return values
-        if bias is not None:
-            values = values + ops.cast(bias, values.dtype)
-        return self.squash.logits(values)
+        return values if scores.are_logits else self.squash.of_products(values, bias)
 
     def ids_of(self, start: Any, width: int) -> Tensor:
         return (start + ops.arange(width, dtype="int32"))[None, :]

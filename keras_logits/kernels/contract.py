@@ -100,9 +100,7 @@ def logits_of(
     features, kernel, bias = scores.linear
     kernel = ops.cast(kernel, features.dtype)
     products = matmul(features, ops.transpose(kernel) if scores.transposed else kernel)
-    if bias is not None:
-        products = products + ops.cast(bias, products.dtype)
-    return scores.squash.logits(products)
+    return scores.squash.of_products(products, bias)
 
 
 def counted(losses: Tensor, weights: Tensor) -> Tensor:

@@ -100,17 +100,21 @@ def pass_over(
         x = ops.where(counted[:, None], x, ops.zeros_like(x))
         y = ops.take(labels, rows, axis=0)
 
-        begun = {name: totals[name] for name in OF_CLASSES if name in totals}
+        begun = {name: totals[name] for name in totals if name in OF_CLASSES}
         if wanted.features:
             begun["features"] = ops.zeros_like(x, dtype=dtype)
         of_chunk = (classes, formula.softmax, formula.figures, verbs)
         found = evaluated(*of_chunk, x, y, w, begun)
-        for name in found.keys() - OF_CLASSES:
-            values = found[name]
+
+        def placed(name: str, values: Tensor) -> Tensor:
             some = counted if len(values.shape) == 1 else counted[:, None]
             values = ops.where(some, values, ops.zeros_like(values))
-            found[name] = verbs.add_rows(totals[name], rows, values)
-        return found
+            return verbs.add_rows(totals[name], rows, values)
+
+        return {
+            name: values if name in OF_CLASSES else placed(name, values)
+            for name, values in found.items()
+        }
 
     totals = {"losses": ops.zeros_like(weights)}
     if formula.figures:

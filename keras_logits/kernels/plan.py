@@ -84,9 +84,9 @@ def plan(
     budget = DEFAULT_BUDGET if budget is None else budget
     enough = ENOUGH_ROWS[device]
     columns = min(COLUMNS[device], vocabulary)
-    while 4 * FLOAT * 2 * width * columns > budget and columns > FEWEST_COLUMNS:
-        columns //= 2
     one = Plan(tokens, vocabulary, 1, columns, "", width, buffers)
+    while 4 * one._bytes_of_a_block > budget and one.columns > FEWEST_COLUMNS:
+        one = replace(one, columns=one.columns // 2)
     allowed = (budget - one._bytes_of_a_block) // one._bytes_of_a_token
     if allowed < 1:
         warnings.warn(

@@ -20,7 +20,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
-from keras_logits.maths.sums import Sums, finite, sums_of
+from keras_logits.maths.sums import Sums, finite, highest_of, sums_of
 from keras_logits.maths.weights import nonzero
 
 
@@ -323,10 +323,11 @@ def _focal(
 
 
 def softmax_in_parts(z: Tensor, axis: int) -> SoftmaxParts:
-    sums = sums_of(z, axis)
-    shift, total = finite(sums["highest"]), nonzero(sums["total"])
-    shifted, masked = z - shift, ops.equal(z, -float("inf"))
-    return SoftmaxParts(shifted, ops.exp(shifted), total, ops.log(total), shift, masked)
+    masked, shift = ops.equal(z, -float("inf")), finite(highest_of(z, axis))
+    shifted = z - shift
+    exp = ops.exp(shifted)
+    total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
+    return SoftmaxParts(shifted, exp, total, ops.log(total), shift, masked)
 
 
 def _positive(values: Tensor) -> Tensor:

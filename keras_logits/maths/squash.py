@@ -25,6 +25,12 @@ class Squash:
             scores = self.softcap * _tanh(scores / self.softcap)
         return scores if self.temperature == 1.0 else scores / self.temperature
 
+    def of_products(self, products: Tensor, bias: Tensor | None) -> Tensor:
+        """The logits of products, to which a bias may have to be added first."""
+        if bias is not None:
+            products = products + ops.cast(bias, products.dtype)
+        return self.logits(products)
+
     def times_slope(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """The gradient by the scores, of one by the logits that they became."""
         if self.softcap is not None:

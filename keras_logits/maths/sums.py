@@ -36,8 +36,7 @@ def sums_of(
     entropy: bool = False,
 ) -> Sums:
     """The sums of logits, with class weights that broadcast with them."""
-    # torch.compile cannot follow `ops.max`.
-    highest = ops.stop_gradient(ops.amax(z, axis=axis, keepdims=True))
+    highest = highest_of(z, axis)
     shift = finite(highest)
     exp = ops.exp(z - shift)
     sums = {"highest": highest, "total": ops.sum(exp, axis=axis, keepdims=True)}
@@ -62,6 +61,11 @@ def sums_of(
         if columns is not None:
             sums["share"] = over_classes(lambda z, c: where_open(z, c))
     return sums
+
+
+def highest_of(z: Tensor, axis: int) -> Tensor:
+    # torch.compile cannot follow `ops.max`.
+    return ops.stop_gradient(ops.amax(z, axis=axis, keepdims=True))
 
 
 def merged(one: Sums, other: Sums) -> Sums:
