@@ -246,12 +246,13 @@ def temporaries(tokens, width=8, words=512, budget=None, reports=(), **options):
 
 @of_jax
 def test_memory_is_what_the_plan_expects_and_does_not_grow_with_tokens():
-    few, expected = temporaries(2048, words=4096)
-    many, the_same = temporaries(8192, words=4096)
+    rows = plan.ENOUGH_ROWS["cpu"]
+    few, expected = temporaries(2 * rows, words=4096)
+    many, the_same = temporaries(8 * rows, words=4096)
     assert expected == the_same
     assert 0.9 * expected < few <= 1.1 * expected
     # A token has a place in the order, its weight and its loss, but no logits.
-    assert many - few <= 16 * (8192 - 2048)
+    assert many - few <= 16 * 6 * rows
 
 
 @of_jax

@@ -1,8 +1,8 @@
 """One chunk of tokens of the fused pass, which goes over the classes twice.
 
-First the logits are summed over the classes. Then each block of them becomes a block of
-the gradient, which is multiplied by features and kernel while it is in the cache. All
-that is held of a chunk as a whole is the product of its features and the kernel.
+First each block of logits is made, summed over the classes, and put aside. Then it
+becomes a block of the gradient, which is multiplied by features and kernel while it is
+in the cache. All that is held of a chunk as a whole is its logits.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.blocks import block_of, fold_blocks
 from keras_logits.maths.figures import come_before, of_classes
+from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import Positions, SoftmaxFormula
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.sums import Sums, merged, of_no_classes
@@ -36,11 +37,23 @@ class Label(NamedTuple):
     id: Tensor
 
 
-class Scores(NamedTuple):
-    """Products of features and kernel, or the logits that they became."""
+class Kept(NamedTuple):
+    """The logits of a chunk, each block of them in one piece of memory."""
 
-    values: Tensor
-    are_logits: bool = False
+    whole: Tensor  # [blocks, tokens, columns]
+    rest: Tensor | None  # of the classes that are left, if any are
+
+    def block(self, start: Any, width: int) -> Tensor:
+        columns = self.whole.shape[-1]
+        if width < columns:
+            return self.rest
+        return ops.squeeze(block_of(self.whole, start // columns, 1, axis=0), 0)
+
+    def joined(self) -> Tensor:
+        """The logits, `[tokens, classes]`."""
+        tokens = self.whole.shape[1]
+        whole = ops.reshape(ops.transpose(self.whole, (1, 0, 2)), (tokens, -1))
+        return whole if self.rest is None else ops.concatenate([whole, self.rest], 1)
 
 
 class Classes(NamedTuple):
@@ -54,30 +67,14 @@ class Classes(NamedTuple):
     vocabulary: int
     columns: int
 
-    def whole_kernel(self) -> Tensor:
-        return ops.transpose(self.kernel) if self.transposed else self.kernel
-
     def kernel_of(self, start: Any, width: int) -> Tensor:
-        """The kernel of a block, `[width, D]`."""
+        """The kernel of a block, `[D, width]`."""
         block = block_of(self.kernel, start, width, 0 if self.transposed else 1)
-        return block if self.transposed else ops.transpose(block)
+        return ops.transpose(block) if self.transposed else block
 
-    def logits(self, scores: Scores) -> Tensor:
-        return self._logits(scores, scores.values, self.bias)
-
-    def logits_of(self, scores: Scores, start: Any, width: int) -> Tensor:
-        """The logits of a block."""
-        block = block_of(scores.values, start, width, axis=1)
-        return self._logits(scores, block, _of_block(self.bias, start, width))
-
-    def logits_at(self, scores: Scores, ids: Tensor) -> Tensor:
-        """The logits of one class for each token, `[tokens, 1]`."""
-        bias = None if self.bias is None else ops.take(self.bias, ids)
-        values = ops.take_along_axis(scores.values, ids, axis=1)
-        return self._logits(scores, values, bias)
-
-    def _logits(self, scores: Scores, values: Tensor, bias: Tensor | None) -> Tensor:
-        return values if scores.are_logits else self.squash.of_products(values, bias)
+    def logits_of(self, products: Tensor, start: Any, width: int) -> Tensor:
+        """The logits of a block, from the products of features and kernel."""
+        return self.squash.of_products(products, _of_block(self.bias, start, width))
 
     def ids_of(self, start: Any, width: int) -> Tensor:
         return (start + ops.arange(width, dtype="int32"))[None, :]
@@ -86,8 +83,11 @@ class Classes(NamedTuple):
         return _of_block(self.weights, start, width)
 
 
-OF_CLASSES = {"kernel", "bias"}
-"""What all chunks add to; the rest that is found has a row for each token."""
+LOGITS = "logits"
+"""Where a chunk puts its logits, in place of those of the chunk before."""
+
+HANDED_ON = {"kernel", "bias", LOGITS}
+"""What goes from chunk to chunk; the rest that is found has a row for each token."""
 
 
 def evaluated(
@@ -100,27 +100,33 @@ def evaluated(
     weights: Tensor,
     begun: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Losses, the named figures, and the gradients that were begun."""
-    products = verbs.matmul(x, classes.whole_kernel())
-    scores, sums = _summed(classes, softmax, products, entropy=bool(names))
-    true = softmax.true_classes(labels)
-    label = Label(classes.logits_at(scores, true), true)
-    logits = classes.logits(scores)  # of which most formulas read nothing
+    """Losses, the named figures, and the gradients that were begun.
+
+    Without a place for its logits the chunk is gone over once, which is enough for the
+    losses of a closed formula.
+    """
+    totals, true = dict(begun), softmax.true_classes(labels)
+    place = totals.pop(LOGITS, None)
+    kept, sums, own = _summed(classes, softmax, verbs, x, true, place, bool(names))
     if softmax.closed:
-        found = softmax.positions(labels, label.logit, weights, sums, classes.weights)
+        found = softmax.positions(labels, own, weights, sums, classes.weights)
         losses, gradient_of = found.losses, _by_block(classes, softmax, found)
     else:
-        losses, gradient = softmax.evaluate(labels, logits, weights, classes.weights)
+        evaluate = softmax.evaluate
+        losses, gradient = evaluate(labels, kept.joined(), weights, classes.weights)
         gradient_of = _out_of(gradient)
     if names:
-        begun = {**begun, "rank": ops.zeros_like(label.logit)}
-    if begun:
-        begun = _carried_back(classes, verbs, x, scores, gradient_of, label, begun)
+        totals["rank"] = ops.zeros_like(own)
+    if totals:
+        label = Label(own, true)
+        totals = _carried_back(classes, verbs, x, kept, gradient_of, label, totals)
     if names:
-        rank = begun.pop("rank")
-        seen = of_classes(softmax, names, labels, logits, label.logit, sums, rank)
-        begun["figures"] = seen
-    return {**begun, "losses": losses}
+        rank, logits = totals.pop("rank"), kept.joined()
+        seen = of_classes(softmax, names, labels, logits, own, sums, rank)
+        totals["figures"] = seen
+    if place is not None:
+        totals[LOGITS] = kept.whole
+    return {**totals, "losses": losses}
 
 
 def _by_block(
@@ -138,37 +144,50 @@ def _out_of(gradient: Tensor) -> GradientOf:
 
 
 def _summed(
-    classes: Classes, softmax: SoftmaxFormula, products: Tensor, entropy: bool
-) -> tuple[Scores, Sums]:
-    """The sums of the logits over the classes.
-
-    A soft-cap is too slow to be computed again, and is left in place of the products.
-    A bias alone must not be: XLA adds it in each operation that reads the block, among
-    them the one that overwrites it, and would copy all products to keep them apart.
-    """
-    in_place = classes.squash.softcap is not None
+    classes: Classes,
+    softmax: SoftmaxFormula,
+    verbs: Verbs,
+    x: Tensor,
+    true: Tensor,
+    place: Tensor | None,
+    entropy: bool,
+) -> tuple[Kept, Sums, Tensor]:
+    """The logits, if there is a place for them; their sums; those of true classes."""
+    columns = classes.columns
 
     def sums_of(z: Tensor, start: Any, width: int) -> Sums:
         return softmax.sums(z, classes.weights_of(start, width), entropy=entropy)
 
-    def add(start: Any, width: int, carry: tuple[Tensor, Sums]) -> tuple[Tensor, Sums]:
-        values, sums = carry
-        z = classes.logits_of(Scores(values), start, width)
-        if in_place:
-            values = ops.slice_update(values, (0, start), z)
-        return values, merged(sums, sums_of(z, start, width))
+    def add(start: Any, width: int, carry: dict[str, Any]) -> dict[str, Any]:
+        products = verbs.matmul(x, classes.kernel_of(start, width))
+        z = classes.logits_of(products, start, width)
+        carry = dict(carry)
+        if width < columns:
+            carry["rest"] = z
+        elif "whole" in carry:
+            at = (start // columns, 0, 0)
+            carry["whole"] = ops.slice_update(carry["whole"], at, z[None])
+        at = true - start
+        here = ops.logical_and(at >= 0, at < width)
+        own = ops.take_along_axis(z, ops.clip(at, 0, width - 1), axis=1)
+        carry["own"] = ops.where(here, own, carry["own"])
+        carry["sums"] = merged(carry["sums"], sums_of(z, start, width))
+        return carry
 
-    none = of_no_classes(sums_of(block_of(products, 0, 1, axis=1), 0, 1))
-    begun = (products, none)
-    values, sums = fold_blocks(add, begun, classes.vocabulary, classes.columns)
-    return Scores(values, in_place), sums
+    own = ops.zeros((x.shape[0], 1), dtype=accurate_dtype(x.dtype))
+    carry = {"own": own, "sums": of_no_classes(sums_of(own, 0, 1))}
+    if place is not None:
+        carry["whole"] = place
+    found = fold_blocks(add, carry, classes.vocabulary, columns)
+    kept = Kept(found.get("whole"), found.get("rest"))
+    return kept, found["sums"], found["own"]
 
 
 def _carried_back(
     classes: Classes,
     verbs: Verbs,
     x: Tensor,
-    scores: Scores,
+    kept: Kept,
     gradient_of: GradientOf,
     label: Label,
     totals: dict[str, Tensor],
@@ -177,10 +196,10 @@ def _carried_back(
 
     They are the gradients that somebody wants, and for figures the rank of the label.
     """
-    along = ops.transpose(ops.cast(x, scores.values.dtype))
+    along = ops.transpose(ops.cast(x, kept.whole.dtype))
 
     def add(start: Any, width: int, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        z = classes.logits_of(scores, start, width)
+        z = kept.block(start, width)
         gradient = classes.squash.times_slope(gradient_of(z, start, width), z)
         totals = dict(totals)
         if "rank" in totals:
@@ -188,7 +207,9 @@ def _carried_back(
             before = ops.sum(before, axis=1, keepdims=True)
             totals["rank"] = totals["rank"] + before
         if "features" in totals:
-            back = verbs.matmul(gradient, classes.kernel_of(start, width))
+            back = verbs.matmul(
+                gradient, ops.transpose(classes.kernel_of(start, width))
+            )
             totals["features"] = totals["features"] + back
         if "kernel" in totals:
             product = verbs.matmul(along, gradient)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.kernels.chunk import OF_CLASSES, Classes, Verbs, evaluated
+from keras_logits.kernels.chunk import HANDED_ON, LOGITS, Classes, Verbs, evaluated
 from keras_logits.kernels.contract import Linear
 from keras_logits.kernels.plan import BUFFERS, Plan
 from keras_logits.maths.links import accurate_dtype
@@ -100,7 +100,7 @@ def pass_over(
         x = ops.where(counted[:, None], x, ops.zeros_like(x))
         y = ops.take(labels, rows, axis=0)
 
-        begun = {name: totals[name] for name in totals if name in OF_CLASSES}
+        begun = {name: totals[name] for name in totals if name in HANDED_ON}
         if wanted.features:
             begun["features"] = ops.zeros_like(x, dtype=dtype)
         of_chunk = (classes, formula.softmax, formula.figures, verbs)
@@ -112,7 +112,7 @@ def pass_over(
             return verbs.add_rows(totals[name], rows, values)
 
         return {
-            name: values if name in OF_CLASSES else placed(name, values)
+            name: values if name in HANDED_ON else placed(name, values)
             for name, values in found.items()
         }
 
@@ -123,6 +123,9 @@ def pass_over(
     for name, tensor in zip(Wanted._fields, linear, strict=True):
         if getattr(wanted, name):
             totals[name] = ops.zeros(ops.shape(tensor), dtype=dtype)
+    if any(wanted) or formula.figures or not formula.softmax.closed:
+        blocks = (plan.vocabulary // plan.columns, plan.chunk, plan.columns)
+        totals[LOGITS] = ops.zeros(blocks, dtype=dtype)
     chunks = (count + plan.chunk - 1) // plan.chunk
     totals = ops.fori_loop(0, chunks, step, totals)
     gradients = Linear(*(totals.get(name) for name in Wanted._fields))
