@@ -186,7 +186,7 @@ def whole_steps(run: str, backend: str, quick: bool) -> Iterator[Comparison]:
         f"{sequences} x {length} tokens, width {width}, vocabulary {classes}",
         [{"kind": "fit", "run": run, "sizes": sizes, **seat} for seat in seats],
         "Keras, jit",
-        3,
+        5,
     )
 
 
