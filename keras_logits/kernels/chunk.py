@@ -40,7 +40,7 @@ class Label(NamedTuple):
 class Kept(NamedTuple):
     """The logits of a chunk, each block of them in one piece of memory."""
 
-    whole: Tensor  # [blocks, tokens, columns]
+    whole: Tensor  # [blocks, tokens, columns]; None where there is no place for them
     rest: Tensor | None  # of the classes that are left, if any are
 
     def block(self, start: Any, width: int) -> Tensor:
@@ -165,11 +165,11 @@ def _summed(
         if width < columns:
             carry["rest"] = z
         elif "whole" in carry:
-            at = (start // columns, 0, 0)
-            carry["whole"] = ops.slice_update(carry["whole"], at, z[None])
-        at = true - start
-        here = ops.logical_and(at >= 0, at < width)
-        own = ops.take_along_axis(z, ops.clip(at, 0, width - 1), axis=1)
+            first = (start // columns, 0, 0)
+            carry["whole"] = ops.slice_update(carry["whole"], first, z[None])
+        column = true - start
+        here = ops.logical_and(column >= 0, column < width)
+        own = ops.take_along_axis(z, ops.clip(column, 0, width - 1), axis=1)
         carry["own"] = ops.where(here, own, carry["own"])
         carry["sums"] = merged(carry["sums"], sums_of(z, start, width))
         return carry

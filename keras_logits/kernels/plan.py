@@ -12,7 +12,7 @@ FLOAT = 4
 # Rows that keep a product busy: fewer are bound by reading the kernel and by adding to
 # its gradient, more only cost memory. Measured on CPU cores; accelerators do more work
 # for each byte that they read.
-ENOUGH_ROWS = {"cpu": 768, "accelerator": 2048}
+ENOUGH_ROWS = {"cpu": 896, "accelerator": 2048}
 # Classes that are taken at a time. No product as large as the kernel lies beside its
 # gradient, and what is made of a block stays in the cache.
 COLUMNS = {"cpu": 2048, "accelerator": 16384}

@@ -81,17 +81,17 @@ def of_classes(
 def come_before(z: Tensor, ids: Tensor, own: Tensor, true: Tensor) -> Tensor:
     """1 for classes before the true one, as argmax and top-k have it: no sort.
 
-    Chosen among floats: XLA is three times slower where truth values are combined, or
-    turned into floats to be summed.
+    Chosen among floats: truth values that are turned into floats do not go to the fast
+    library that XLA has for sums.
     """
     # Infinite logits are no numbers to compare: nothing is right about them.
     own = ops.where(ops.equal(own, float("inf")), ops.full_like(own, float("nan")), own)
-    ones, zeros = ops.ones_like(z), ops.zeros_like(z)
+    one, zero = ops.ones((), dtype=z.dtype), ops.zeros((), dtype=z.dtype)
     # By `<` and `<=`: a label among logits that are NaN would come first by `>`.
-    at_least, more = ops.where(z < own, zeros, ones), ops.where(z <= own, zeros, ones)
+    at_least, more = ops.where(z < own, zero, one), ops.where(z <= own, zero, one)
     before = ops.where(ids < true, at_least, more)
     # Computed by itself, the label's own logit may differ in its last digit.
-    return ops.where(ops.equal(ids, true), zeros, before)
+    return ops.where(ops.equal(ids, true), zero, before)
 
 
 def _rows(names: tuple[str, ...], found: dict[str, Tensor], dtype: str) -> Tensor:
