@@ -19,7 +19,7 @@ lies above what was resident before the first. The cases:
 
 On JAX tokamax takes part if it is installed: `.venv/bin/pip install tokamax`.
 
-The cases take about 36 minutes on two quiet cores and 16 GB of memory, all together;
+The cases take about 40 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
 1 if a contender did not run.
 

@@ -76,6 +76,16 @@ class Classes(NamedTuple):
         """The logits of a block, from the products of features and kernel."""
         return self.squash.of_products(products, _of_block(self.bias, start, width))
 
+    def place_for_logits(self, tokens: int) -> Tensor:
+        """What `Kept.whole` is to be written into. Its values are read by nobody.
+
+        They are not constants, of which TensorFlow would make such an array beside the
+        program while it compiles it, and keep the memory.
+        """
+        blocks = (self.vocabulary // self.columns, tokens, self.columns)
+        dtype = accurate_dtype(self.kernel.dtype)
+        return ops.full(blocks, ops.cast(self.kernel[0, 0], dtype), dtype=dtype)
+
     def ids_of(self, start: Any, width: int) -> Tensor:
         return (start + ops.arange(width, dtype="int32"))[None, :]
 

@@ -124,10 +124,7 @@ def pass_over(
         if getattr(wanted, name):
             totals[name] = ops.zeros_like(tensor, dtype=dtype)
     if any(wanted) or formula.figures or not formula.softmax.closed:
-        blocks = (plan.vocabulary // plan.columns, plan.chunk, plan.columns)
-        # Any value will do. Of constants TensorFlow would make such an array beside the
-        # program while it compiles it, and keep the memory.
-        totals[LOGITS] = ops.full(blocks, ops.cast(kernel[0, 0], dtype), dtype=dtype)
+        totals[LOGITS] = classes.place_for_logits(plan.chunk)
     chunks = (count + plan.chunk - 1) // plan.chunk
     totals = ops.fori_loop(0, chunks, step, totals)
     gradients = Linear(*(totals.get(name) for name in Wanted._fields))
