@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -133,6 +134,10 @@ def host(
         message = json.loads(line)
         if message == "run":
             answer: Any = {name: timed(entry.run) for name, entry in entries.items()}
+            # Nobody is always first, or always after the same one.
+            order = list(entries)
+            random.shuffle(order)
+            entries = {name: entries[name] for name in order}
         else:
             answer = first_runs(prepare(message), entries)
         print(json.dumps(answer), file=answers, flush=True)
