@@ -37,11 +37,16 @@ def taking_turns(contenders: dict[str, Contender], rounds: int) -> dict[str, flo
         contender()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, contender in contenders.items():
+        for name, contender in in_some_order(contenders):
             start = time.perf_counter()
             contender()
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def in_some_order(contenders: dict[str, Any]) -> list[tuple[str, Any]]:
+    """So that nobody is always first, or always after the same one."""
+    return random.sample(list(contenders.items()), len(contenders))
 
 
 def in_own_process(script: str, backend: str, *arguments: str) -> Any:
@@ -133,11 +138,7 @@ def host(
     for line in sys.stdin:
         message = json.loads(line)
         if message == "run":
-            answer: Any = {name: timed(entry.run) for name, entry in entries.items()}
-            # Nobody is always first, or always after the same one.
-            order = list(entries)
-            random.shuffle(order)
-            entries = {name: entries[name] for name in order}
+            answer: Any = {name: timed(e.run) for name, e in in_some_order(entries)}
         else:
             answer = first_runs(prepare(message), entries)
         print(json.dumps(answer), file=answers, flush=True)
