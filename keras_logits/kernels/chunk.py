@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.kernels.kept import Kept, Label, rank_of
 from keras_logits.maths.blocks import block_of, fold_blocks
-from keras_logits.maths.figures import come_before, of_classes
+from keras_logits.maths.figures import of_classes
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import Positions, SoftmaxFormula
 from keras_logits.maths.squash import Squash
@@ -28,32 +29,6 @@ class Verbs(NamedTuple):
 
 GradientOf = Callable[[Tensor, Any, int], Tensor]
 """The gradient by a block of logits, from where the block begins and its width."""
-
-
-class Label(NamedTuple):
-    """The logit and the class of each token's label, `[tokens, 1]`."""
-
-    logit: Tensor
-    id: Tensor
-
-
-class Kept(NamedTuple):
-    """The logits of a chunk, each block of them in one piece of memory."""
-
-    whole: Tensor  # [blocks, tokens, columns]; None where there is no place for them
-    rest: Tensor | None  # of the classes that are left, if any are
-
-    def block(self, start: Any, width: int) -> Tensor:
-        columns = self.whole.shape[-1]
-        if width < columns:
-            return self.rest
-        return ops.squeeze(block_of(self.whole, start // columns, 1, axis=0), 0)
-
-    def joined(self) -> Tensor:
-        """The logits, `[tokens, classes]`."""
-        tokens = self.whole.shape[1]
-        whole = ops.reshape(ops.transpose(self.whole, (1, 0, 2)), (tokens, -1))
-        return whole if self.rest is None else ops.concatenate([whole, self.rest], 1)
 
 
 class Classes(NamedTuple):
@@ -117,7 +92,9 @@ def evaluated(
     """
     totals, true = dict(begun), softmax.true_classes(labels)
     place = totals.pop(LOGITS, None)
-    kept, sums, own = _summed(classes, softmax, verbs, x, true, place, bool(names))
+    kept, sums, own, peaks = _summed(
+        classes, softmax, verbs, x, true, place, watched=bool(names)
+    )
     if softmax.closed:
         found = softmax.positions(labels, own, weights, sums, classes.weights)
         losses, gradient_of = found.losses, _by_block(classes, softmax, found)
@@ -125,13 +102,10 @@ def evaluated(
         evaluate = softmax.evaluate
         losses, gradient = evaluate(labels, kept.joined(), weights, classes.weights)
         gradient_of = _out_of(gradient)
-    if names:
-        totals["rank"] = ops.zeros_like(own)
     if totals:
-        label = Label(own, true)
-        totals = _carried_back(classes, verbs, x, kept, gradient_of, label, totals)
+        totals = _carried_back(classes, verbs, x, kept, gradient_of, totals)
     if names:
-        rank, logits = totals.pop("rank"), kept.joined()
+        rank, logits = rank_of(Label(own, true), kept, peaks), kept.joined()
         seen = of_classes(softmax, names, labels, logits, own, sums, rank)
         totals["figures"] = seen
     if place is not None:
@@ -160,37 +134,47 @@ def _summed(
     x: Tensor,
     true: Tensor,
     place: Tensor | None,
-    entropy: bool,
-) -> tuple[Kept, Sums, Tensor]:
-    """The logits, if there is a place for them; their sums; those of true classes."""
+    *,
+    watched: bool,
+) -> tuple[Kept, Sums, Tensor, Tensor | None]:
+    """The logits, if there is a place for them; their sums; those of true classes.
+
+    For figures also the highest logit of each block, `[tokens, blocks]`.
+    """
     columns = classes.columns
 
     def sums_of(z: Tensor, start: Any, width: int) -> Sums:
-        return softmax.sums(z, classes.weights_of(start, width), entropy=entropy)
+        return softmax.sums(z, classes.weights_of(start, width), entropy=watched)
 
     def add(start: Any, width: int, carry: dict[str, Any]) -> dict[str, Any]:
         products = verbs.matmul(x, classes.kernel_of(start, width))
         z = classes.logits_of(products, start, width)
-        carry = dict(carry)
+        carry, sums = dict(carry), sums_of(z, start, width)
         if width < columns:
             carry["rest"] = z
         elif "whole" in carry:
-            first = (start // columns, 0, 0)
-            carry["whole"] = ops.slice_update(carry["whole"], first, z[None])
+            block, peaks = start // columns, carry.get("peaks")
+            carry["whole"] = ops.slice_update(carry["whole"], (block, 0, 0), z[None])
+            if peaks is not None:
+                highest = sums["highest"]
+                carry["peaks"] = ops.slice_update(peaks, (0, block), highest)
         column = true - start
         here = ops.logical_and(column >= 0, column < width)
         own = ops.take_along_axis(z, ops.clip(column, 0, width - 1), axis=1)
         carry["own"] = ops.where(here, own, carry["own"])
-        carry["sums"] = merged(carry["sums"], sums_of(z, start, width))
+        carry["sums"] = merged(carry["sums"], sums)
         return carry
 
     own = ops.zeros((x.shape[0], 1), dtype=accurate_dtype(x.dtype))
     carry = {"own": own, "sums": of_no_classes(sums_of(own, 0, 1))}
     if place is not None:
         carry["whole"] = place
+    if watched:
+        blocks = classes.vocabulary // columns
+        carry["peaks"] = ops.zeros((x.shape[0], blocks), dtype=own.dtype)
     found = fold_blocks(add, carry, classes.vocabulary, columns)
     kept = Kept(found.get("whole"), found.get("rest"))
-    return kept, found["sums"], found["own"]
+    return kept, found["sums"], found["own"], found.get("peaks")
 
 
 def _carried_back(
@@ -199,23 +183,15 @@ def _carried_back(
     x: Tensor,
     kept: Kept,
     gradient_of: GradientOf,
-    label: Label,
     totals: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The totals that are given, with what this chunk adds to them.
-
-    They are the gradients that somebody wants, and for figures the rank of the label.
-    """
+    """The gradients that are given, with what this chunk adds to them."""
     along = ops.transpose(ops.cast(x, kept.whole.dtype))
 
     def add(start: Any, width: int, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         z = kept.block(start, width)
         gradient = classes.squash.times_slope(gradient_of(z, start, width), z)
         totals = dict(totals)
-        if "rank" in totals:
-            before = come_before(z, classes.ids_of(start, width), *label)
-            before = ops.sum(before, axis=1, keepdims=True)
-            totals["rank"] = totals["rank"] + before
         if "features" in totals:
             back = verbs.matmul(
                 gradient, ops.transpose(classes.kernel_of(start, width))

@@ -9,6 +9,9 @@ from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.sums import Sums, finite, sum_over_classes
 from keras_logits.maths.weights import nonzero
 
+FIRST = 5
+"""Classes that a label has to be among for `top_5_accuracy`."""
+
 INVALID = "invalid_labels"
 FIGURES = (
     "accuracy",
@@ -69,7 +72,7 @@ def of_classes(
         cross_entropy = ops.sum(terms, axis=axis, keepdims=True)
     found = {
         "accuracy": ops.equal(rank, 0),
-        "top_5_accuracy": rank < 5,
+        "top_5_accuracy": rank < FIRST,
         "cross_entropy": cross_entropy,
         "perplexity": cross_entropy,  # its exponential is taken of the mean
         "entropy": log_total - sums["drop"] / total,
