@@ -18,7 +18,7 @@ test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 
 check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
 
-bench: .venv/.has-test ## time the losses against their peers, write benchmarks/results/
+bench: .venv/.has-bench ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py
 	$(BIN)/python benchmarks/linear_cross_entropy.py
 

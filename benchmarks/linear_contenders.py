@@ -24,7 +24,7 @@ PEERS = {
     "torch": "torch linear_cross_entropy",
 }
 TORCH_CHUNKED = "torch linear_cross_entropy, chunked"
-TOKAMAX = "tokamax, xla"  # where it is installed; it has no form in chunks for a CPU
+TOKAMAX = "tokamax, xla"  # where it is installed; on a CPU it has no other form
 PRODUCTS = "the three products alone"
 FORWARD = "keras_logits, fused, loss alone"
 

@@ -17,7 +17,8 @@ lies above what was resident before the first. The cases:
     options   each option of the loss alone against none
     sizes     fused against plain over sizes of the vocabulary: where "auto" begins
 
-On JAX tokamax takes part if it is installed: `.venv/bin/pip install tokamax`.
+On JAX tokamax takes part if it is installed, as `make bench` does, in the form that it
+has for a CPU: all logits are held, and computed again for the gradients.
 
 The cases take about 45 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status

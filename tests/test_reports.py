@@ -201,6 +201,19 @@ def test_they_do_not_depend_on_the_options_of_the_loss(options, fused):
     assert_close(found, expected(logits_of(model, X), IDS, WEIGHTS))
 
 
+def test_a_vocabulary_of_many_blocks():
+    """Half of the labels are among the first, in one or another of the blocks."""
+    words, rng = 9 * 2048 + 5, np.random.default_rng(0)
+    head = head_of(units=words)
+    model = model_of(head, loss=SoftmaxCrossEntropy(fused=True))
+    first = np.argsort(-logits_of(model, X), axis=-1)
+    places = np.where(np.arange(len(X)) % 2, rng.integers(0, 9, len(X)), words // 2)
+    ids = first[np.arange(len(X)), places]
+    found = reported(evaluated(model, X, ids, sample_weight=WEIGHTS), head)
+    assert 0 < found["accuracy"] < found["top_5_accuracy"] < 1
+    assert_close(found, expected(logits_of(model, X), ids, WEIGHTS))
+
+
 @both
 def test_a_loss_of_single_positions_reports_too(fused):
     head = head_of()
