@@ -247,10 +247,12 @@ def valid(backend: str, quick: bool) -> Iterator[Comparison]:
 def options(backend: str, quick: bool) -> Iterator[Comparison]:
     if backend not in XLA:
         return
-    problem = Problem(512, 64, 8192) if quick else Problem(2048, 256, 32768)
+    # One whole chunk, as wide as those of `function`: so short that rounds can be many.
+    # What is compared are a few percent.
+    problem = Problem(512, 64, 8192) if quick else Problem(896, 512, 32768)
     contenders = [given("no option", problem, FUSED)]
     contenders += [given(name, problem, FUSED, option=name) for name in OPTIONS]
-    rounds = 2 if quick else 15  # what is compared here are a few percent
+    rounds = 2 if quick else 31
     yield Comparison(
         backend, str(problem), together(contenders), "no option", rounds, memory=False
     )
