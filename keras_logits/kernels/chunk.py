@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.kept import Kept, Label, rank_of
-from keras_logits.maths.blocks import block_of, fold_blocks
+from keras_logits.maths.blocks import block_of, fold_blocks, ids_of
 from keras_logits.maths.figures import of_classes
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import Positions, SoftmaxFormula
@@ -61,9 +61,6 @@ class Classes(NamedTuple):
         dtype = accurate_dtype(self.kernel.dtype)
         return ops.full(blocks, ops.cast(self.kernel[0, 0], dtype), dtype=dtype)
 
-    def ids_of(self, start: Any, width: int) -> Tensor:
-        return (start + ops.arange(width, dtype="int32"))[None, :]
-
     def weights_of(self, start: Any, width: int) -> Tensor | None:
         return _of_block(self.weights, start, width)
 
@@ -92,7 +89,7 @@ def evaluated(
     """
     totals, true = dict(begun), softmax.true_classes(labels)
     place = totals.pop(LOGITS, None)
-    kept, sums, own, peaks = _summed(
+    kept, sums, own = _summed(
         classes, softmax, verbs, x, true, place, watched=bool(names)
     )
     if softmax.closed:
@@ -105,7 +102,7 @@ def evaluated(
     if totals:
         totals = _carried_back(classes, verbs, x, kept, gradient_of, totals)
     if names:
-        rank, logits = rank_of(Label(own, true), kept, peaks), kept.joined()
+        rank, logits = rank_of(Label(own, true), kept), kept.joined()
         seen = of_classes(softmax, names, labels, logits, own, sums, rank)
         totals["figures"] = seen
     if place is not None:
@@ -118,7 +115,7 @@ def _by_block(
 ) -> GradientOf:
     def gradient_of(z: Tensor, start: Any, width: int) -> Tensor:
         weights = classes.weights_of(start, width)
-        return softmax.gradient(found, z, classes.ids_of(start, width), weights)
+        return softmax.gradient(found, z, ids_of(start, width), weights)
 
     return gradient_of
 
@@ -136,11 +133,8 @@ def _summed(
     place: Tensor | None,
     *,
     watched: bool,
-) -> tuple[Kept, Sums, Tensor, Tensor | None]:
-    """The logits, if there is a place for them; their sums; those of true classes.
-
-    For figures also the highest logit of each block, `[tokens, blocks]`.
-    """
+) -> tuple[Kept, Sums, Tensor]:
+    """The logits, if there is a place for them; their sums; those of true classes."""
     columns = classes.columns
 
     def sums_of(z: Tensor, start: Any, width: int) -> Sums:
@@ -173,8 +167,8 @@ def _summed(
         blocks = classes.vocabulary // columns
         carry["peaks"] = ops.zeros((x.shape[0], blocks), dtype=own.dtype)
     found = fold_blocks(add, carry, classes.vocabulary, columns)
-    kept = Kept(found.get("whole"), found.get("rest"))
-    return kept, found["sums"], found["own"], found.get("peaks")
+    kept = Kept(*(found.get(name) for name in Kept._fields))
+    return kept, found["sums"], found["own"]
 
 
 def _carried_back(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.maths.blocks import block_of
+from keras_logits.maths.blocks import block_of, ids_of
 from keras_logits.maths.figures import FIRST, come_before
 
 
@@ -26,6 +26,7 @@ class Kept(NamedTuple):
 
     whole: Tensor  # [blocks, tokens, columns]; None where there is no place for them
     rest: Tensor | None  # of the classes that are left, if any are
+    peaks: Tensor | None  # the highest of each block, [tokens, blocks], for figures
 
     def block(self, start: Any, width: int) -> Tensor:
         columns = self.whole.shape[-1]
@@ -43,34 +44,32 @@ class Kept(NamedTuple):
         """The logits of each token in a block of its own, `[tokens, columns]`."""
         _, tokens, columns = self.whole.shape
         rows = ops.reshape(self.whole, (-1, columns))
-        return ops.take(rows, blocks * tokens + _ids(tokens), axis=0)
+        return ops.take(
+            rows, blocks * tokens + ops.arange(tokens, dtype="int32"), axis=0
+        )
 
 
-def rank_of(label: Label, kept: Kept, peaks: Tensor) -> Tensor:
+def rank_of(label: Label, kept: Kept) -> Tensor:
     """How many classes come before the label's: exact, or at least `FIRST`."""
     blocks, _, columns = kept.whole.shape
     own_block = label.id // columns
-    ahead = come_before(peaks, _ids(blocks), label.logit, own_block)
+    ahead = come_before(kept.peaks, ids_of(0, blocks), label.logit, own_block)
     # The label's own block is read for certain, whether or not a class in it is ahead.
-    ahead = ops.where(ops.equal(_ids(blocks), own_block), 2.0, ahead)
+    ahead = ops.where(ops.equal(ids_of(0, blocks), own_block), 2.0, ahead)
     reads = min(FIRST + 1, blocks)
     _, which = ops.top_k(ahead, reads)
     which = ops.cast(which, "int32")
 
     def add(i: Tensor, rank: Tensor) -> Tensor:
         block = ops.squeeze(block_of(which, i, 1, axis=1), 1)
-        ids = block[:, None] * columns + _ids(columns)
+        ids = ids_of(block[:, None] * columns, columns)
         return rank + _count(come_before(kept.of_tokens(block), ids, *label))
 
     rank = ops.fori_loop(0, reads, add, ops.zeros_like(label.logit))
     if kept.rest is None:
         return rank
-    ids = blocks * columns + _ids(kept.rest.shape[1])
+    ids = ids_of(blocks * columns, kept.rest.shape[1])
     return rank + _count(come_before(kept.rest, ids, *label))
-
-
-def _ids(count: int) -> Tensor:
-    return ops.arange(count, dtype="int32")
 
 
 def _count(ones: Tensor) -> Tensor:

@@ -22,6 +22,11 @@ def fold_blocks(
     return step(blocks * width, rest, carry) if rest else carry
 
 
+def ids_of(start: Any, width: int) -> Tensor:
+    """The classes of a block."""
+    return start + ops.arange(width, dtype="int32")
+
+
 def block_of(values: Tensor, start: Any, width: int, axis: int) -> Tensor:
     """The values from `start` on along an axis."""
     at = [0] * len(values.shape)
