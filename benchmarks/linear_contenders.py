@@ -3,10 +3,11 @@
 Imports of frameworks are local: a host has one of them.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ PEERS = {
 }
 TORCH_CHUNKED = "torch linear_cross_entropy, chunked"
 TOKAMAX = "tokamax, xla"  # where it is installed; on a CPU it has no other form
+TOKAMAX_CHUNKED = "tokamax, chunked_xla"
 PRODUCTS = "the three products alone"
 FORWARD = "keras_logits, fused, loss alone"
 
@@ -37,9 +39,14 @@ class Problem:
     width: int
     classes: int
     valid: float = 1.0  # share of tokens whose weight is not 0
+    dtype: str = "float32"  # of the features
+    kernel_dtype: str = "float32"
 
     def __str__(self) -> str:
-        return f"{self.tokens} x {self.width} x {self.classes}"
+        sizes = f"{self.tokens} x {self.width} x {self.classes}"
+        if self.dtype == "float32":
+            return sizes
+        return f"{sizes}, {self.dtype} features, {self.kernel_dtype} kernel"
 
     @property
     def logits_bytes(self) -> int:
@@ -117,21 +124,32 @@ def loss_of(form: str, options: dict[str, Any], chunk: int | None) -> Loss:
                 )
 
         return fused
-    if form in (PLAIN, KERAS):
-        loss = (
-            keras_logits.SoftmaxCrossEntropy(True, fused=False, **options)
-            if form == PLAIN
-            else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if form == PLAIN:
+        ours = keras_logits.SoftmaxCrossEntropy(True, fused=False, **options)
+        return lambda x, kernel, bias, labels, weights: ours(
+            labels, as_the_head_does(x, kernel)
         )
-        return lambda x, kernel, bias, labels, weights: loss(labels, x @ kernel)
+    if form == KERAS:
+        theirs = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        return lambda x, kernel, bias, labels, weights: theirs(labels, x @ kernel)
     peers = {
         "tf.nn": of_tf_nn,
         "optax": of_optax,
-        TOKAMAX: of_tokamax,
+        TOKAMAX: functools.partial(of_tokamax, "xla"),
+        TOKAMAX_CHUNKED: functools.partial(of_tokamax, "chunked_xla"),
         PEERS["torch"]: of_torch,
         TORCH_CHUNKED: of_torch_in_chunks,
     }
     return peers[form]
+
+
+def as_the_head_does(x: Any, kernel: Any) -> Any:
+    """Logits in at least float32, of factors in any precision."""
+    from keras_logits import kernels
+    from keras_logits.kernels.contract import Linear, LinearLogits
+    from keras_logits.maths.squash import Squash
+
+    return kernels.logits_of(LinearLogits(Linear(x, kernel, None), Squash()))
 
 
 @contextmanager
@@ -139,15 +157,14 @@ def rows_at_a_time(chunk: int | None) -> Iterator[None]:
     """Traced under this, the plan takes `chunk` tokens at a time, whatever is best."""
     from keras_logits.kernels import plan
 
-    usual, usual_budget = dict(plan.ENOUGH_ROWS), plan.DEFAULT_BUDGET
+    usual = dict(plan.DEVICES)
     if chunk is not None:
-        plan.ENOUGH_ROWS.update(dict.fromkeys(usual, chunk))
-        plan.DEFAULT_BUDGET = 2**40
+        for name, device in usual.items():
+            plan.DEVICES[name] = replace(device, rows=chunk, budget=2**40)
     try:
         yield
     finally:
-        plan.ENOUGH_ROWS.update(usual)
-        plan.DEFAULT_BUDGET = usual_budget
+        plan.DEVICES.update(usual)
 
 
 def products(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
@@ -173,12 +190,14 @@ def of_optax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
     return loss(x @ kernel, labels).mean()
 
 
-def of_tokamax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
+def of_tokamax(
+    implementation: str, x: Any, kernel: Any, bias: Any, labels: Any, weights: Any
+) -> Any:
     import tokamax
 
     del sys.argv[1:]  # which it reads as flags of its own
     return tokamax.linear_softmax_cross_entropy_loss(
-        x, labels, kernel, reduction="mean", implementation="xla"
+        x, labels, kernel, reduction="mean", implementation=implementation
     )
 
 
@@ -246,9 +265,13 @@ def by_jax(
 ) -> Entry:
     import jax
 
-    x, kernel, bias, labels, weights = map(jax.numpy.asarray, problem.arrays())
+    x, kernel, bias, labels, weights = arrays_of_jax(problem)
     arguments = [x, kernel, bias if with_bias else None, labels, weights]
-    step = jax.jit(jax.value_and_grad(loss, asked) if asked else loss)
+
+    def of_one_dtype(x: Any, kernel: Any, *rest: Any) -> Any:
+        return loss(x, kernel.astype(x.dtype), *rest)
+
+    step = jax.jit(jax.value_and_grad(of_one_dtype, asked) if asked else of_one_dtype)
     compiled: list[Any] = []
 
     def run() -> None:
@@ -257,6 +280,15 @@ def by_jax(
         jax.block_until_ready(compiled[0](*arguments))
 
     return Entry(run, lambda: int(compiled[0].memory_analysis().temp_size_in_bytes))
+
+
+@functools.lru_cache(1)
+def arrays_of_jax(problem: Problem) -> list[Any]:
+    """The same for all contenders that share a process."""
+    import jax
+
+    x, kernel, *rest = map(jax.numpy.asarray, problem.arrays())
+    return [x.astype(problem.dtype), kernel.astype(problem.kernel_dtype), *rest]
 
 
 def by_torch(

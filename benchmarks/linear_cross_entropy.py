@@ -8,6 +8,7 @@ that it keeps for temporaries, and how far the peak of the resident set in a sec
 lies above what was resident before the first. The cases:
 
     function  one loss with its gradients: vocabularies of 32768, 65536 and 131072
+    accelerator  the same in bfloat16, at the shapes of large models, if JAX has one
     tokens    memory under a growing number of tokens
     fit       whole steps of `fit`, with a vocabulary of 65536
     evaluate  the same model's steps of `evaluate`
@@ -31,10 +32,11 @@ not run again stay as they are; `--quick` writes into `benchmarks/scratch/` inst
 import argparse
 import itertools
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ from linear_contenders import (
     PLAIN,
     PRODUCTS,
     TOKAMAX,
+    TOKAMAX_CHUNKED,
     TORCH_CHUNKED,
     Problem,
     prepare,
@@ -112,8 +115,7 @@ class Comparison:
 
 
 def given(name: str, problem: Problem, form: str, **more: Any) -> dict[str, Any]:
-    sizes = (problem.tokens, problem.width, problem.classes, problem.valid)
-    return {"name": name, "problem": sizes, "form": form, **more}
+    return {"name": name, "problem": astuple(problem), "form": form, **more}
 
 
 def alone(contenders: list[dict[str, Any]]) -> list[Seat]:
@@ -143,6 +145,35 @@ def function(backend: str, quick: bool) -> Iterator[Comparison]:
         contenders = [given(form, problem, form) for form in forms]
         seats = together(contenders) if quick else alone(contenders)
         yield Comparison(backend, str(problem), seats, PLAIN, rounds, memory=not quick)
+
+
+def accelerator(backend: str, quick: bool) -> Iterator[Comparison]:
+    """The shapes of large language models, if JAX has an accelerator.
+
+    Kernels in float32 are those of a model under the policy "mixed_bfloat16".
+    """
+    found = accelerator_of_jax() if backend == "jax" else ""
+    if not found:
+        return
+    sizes = [(512, 64, 8192)] if quick else [(4096, 4096, 128256), (8192, 2304, 256000)]
+    theirs = [TOKAMAX, TOKAMAX_CHUNKED] if find_spec("tokamax") else []
+    forms = [KERAS, PEERS[backend], *theirs, PLAIN, PRODUCTS, FUSED, FORWARD]
+    for size, kernel in itertools.product(sizes, ("bfloat16", "float32")):
+        problem = Problem(*size, dtype="bfloat16", kernel_dtype=kernel)
+        contenders = [given(form, problem, form) for form in forms]
+        seats, rounds = together(contenders), 2 if quick else 15
+        title = f"{problem}, {found}"
+        yield Comparison(backend, title, seats, KERAS, rounds, memory=False)
+
+
+def accelerator_of_jax() -> str:
+    """Its name, or "". Asked in a process of its own: one that has it keeps memory."""
+    ask = (
+        "import jax; d = jax.devices()[0]; print(d.platform != 'cpu' and d.device_kind)"
+    )
+    command = [sys.executable, "-c", ask]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().replace("False", "")
 
 
 def tokens(backend: str, quick: bool) -> Iterator[Comparison]:
@@ -283,6 +314,7 @@ CASES = {
     case.__name__: case
     for case in (
         function,
+        accelerator,
         tokens,
         fit,
         evaluate,
@@ -310,15 +342,20 @@ def main() -> int:
     folder = SCRATCH if chosen.quick else RESULTS
     path = folder / "linear_cross_entropy.json"
     data = json.loads(path.read_text()) if path.exists() else {}
+    failures: list[str] = []
     for case in chosen.cases:
-        data[case] = run(case, chosen.backends, chosen.quick)
+        found = run(case, chosen.backends, chosen.quick)
+        if not found["comparisons"]:
+            print(f"{case}: nothing to run here")
+            continue
+        data[case] = found
+        failures += [f for one in found["comparisons"] for f in one["failures"]]
         data = {name: data[name] for name in CASES if name in data}
         write(path.stem, data, linear_report.as_markdown(data), folder)
     print(f"\n{linear_report.as_markdown(data)}")
     if chosen.quick:
         print("These sizes are small: the figures mean nothing.")
-    done = itertools.chain(*(data[case]["comparisons"] for case in chosen.cases))
-    return 1 if any(comparison["failures"] for comparison in done) else 0
+    return 1 if failures else 0
 
 
 def run(case: str, backends: list[str], quick: bool) -> dict[str, Any]:

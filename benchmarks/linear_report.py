@@ -9,6 +9,8 @@ from side_by_side import MIB, shown_versions, table
 ABOUT = {
     "function": "One mean loss with its gradients by features and kernel, float32: "
     "tokens x width x classes.",
+    "accelerator": "One mean loss with its gradients: tokens x width x classes. The "
+    "logits of Keras, optax and the products are in bfloat16.",
     "tokens": "The fused loss with its gradients, one run each: what XLA keeps for "
     "temporaries does not grow with the tokens; the peak does, by the features and "
     "their gradient.",

@@ -197,16 +197,19 @@ def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
 
 def test_the_numbers_of_the_fused_pass_are_told_as_they_are():
     section = " ".join(section_of("Large vocabularies").split())
+    cpu, accelerator = plan.DEVICES["cpu"], plan.DEVICES["accelerator"]
+    budgets = f"{cpu.budget // 2**20} MiB", f"{accelerator.budget // 2**30} GiB"
     for told in (
         f"From {fusing.FUSED_FROM} classes on",
-        f"{plan.DEFAULT_BUDGET // 2**20} MiB by default",
-        f"On a CPU no chunk has more than {plan.ENOUGH_ROWS['cpu']} tokens",
-        f"none more than {plan.ENOUGH_ROWS['accelerator']}",
+        "by default {} on a CPU and {} on an accelerator".format(*budgets),
+        f"On a CPU no chunk has more than {cpu.rows} tokens",
+        f"none more than {accelerator.rows}",
     ):
         assert told in section, told
     options = {name.strip("`"): does for name, _, does in rows_under("Options")}
     assert f"from {fusing.FUSED_FROM} classes" in options["fused"]
-    assert f"{plan.DEFAULT_BUDGET // 2**20} MiB" in options["memory_budget"]
+    for budget in budgets:
+        assert budget in options["memory_budget"]
 
 
 def test_a_wrong_flag_trains_badly_and_in_silence():

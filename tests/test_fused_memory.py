@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from budgets import budget_for
+from budgets import budget_for, columns_at_a_time
 from keras_logits import (
     LogitsHead,
     SoftmaxCrossEntropy,
@@ -54,9 +54,7 @@ OPTIONS = {
 @pytest.fixture(autouse=True, scope="module")
 def few_columns():
     """A kernel in several blocks, and no rest, which would be a product of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for device in plan.COLUMNS:
-            patch.setitem(plan.COLUMNS, device, 64)
+    with columns_at_a_time(64):
         yield
 
 
@@ -246,7 +244,7 @@ def temporaries(tokens, width=8, words=512, budget=None, reports=(), **options):
 
 @of_jax
 def test_memory_is_what_the_plan_expects_and_does_not_grow_with_tokens():
-    rows = plan.ENOUGH_ROWS["cpu"]
+    rows = plan.DEVICES["cpu"].rows
     few, expected = temporaries(2 * rows, words=4096)
     many, the_same = temporaries(8 * rows, words=4096)
     assert expected == the_same

@@ -16,9 +16,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from budgets import budget_for
+from budgets import budget_for, columns_at_a_time
 from keras_logits import SoftmaxCrossEntropy, kernels, linear_softmax_cross_entropy
-from keras_logits.kernels import plan
 from strategies import (
     BACKEND,
     CHOICES,
@@ -61,9 +60,7 @@ LINEAR_CHOICES = {
 @pytest.fixture(autouse=True, scope="module")
 def few_columns():
     """Several blocks of columns, and a rest, in small kernels too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for device in plan.COLUMNS:
-            patch.setitem(plan.COLUMNS, device, 4)
+    with columns_at_a_time(4):
         yield
 
 

@@ -2,15 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from keras_logits.kernels.plan import (
     BUFFERS,
-    COLUMNS,
-    DEFAULT_BUDGET,
-    ENOUGH_ROWS,
+    DEVICES,
     FEWEST_COLUMNS,
     FLOAT,
     Plan,
@@ -19,7 +18,7 @@ from keras_logits.kernels.plan import (
 
 MIB = 2**20
 SHAPES = list(product((1, 7, 256, 257, 1000, 8192, 30000), (2, 50257, 65536)))
-DEVICES = ("cpu", "accelerator")
+CPU = DEVICES["cpu"]
 each_shape = pytest.mark.parametrize(("tokens", "vocabulary"), SHAPES)
 each_device = pytest.mark.parametrize("device", DEVICES)
 
@@ -41,7 +40,7 @@ def test_chunks_are_even(tokens, vocabulary, device):
 
 def bytes_of(tokens, vocabulary, width=0, columns=None):
     """The logits, three times the features, and of a block logits and kernels."""
-    columns = min(columns or COLUMNS["cpu"], vocabulary)
+    columns = min(columns or CPU.columns, vocabulary)
     of_tokens = BUFFERS * vocabulary + columns + 3 * width
     return FLOAT * (tokens * of_tokens + 2 * width * columns)
 
@@ -52,22 +51,23 @@ def bytes_of(tokens, vocabulary, width=0, columns=None):
 @each_shape
 def test_a_plan_stays_within_the_budget(tokens, vocabulary, device, budget, width):
     made = plan(tokens, vocabulary, device=device, budget=budget, width=width)
-    assert made.expected_bytes <= (budget or DEFAULT_BUDGET)
+    assert made.expected_bytes <= (budget or DEVICES[device].budget)
 
 
-@pytest.mark.parametrize("budget", [2 * MIB, 16 * MIB, 64 * MIB, None])
-def test_a_plan_uses_the_budget_where_more_rows_are_faster(budget):
-    made = plan(None, 50257, device="accelerator", budget=budget, width=8)
-    one_more = bytes_of(made.chunk + 1, 50257, width=8, columns=made.columns)
-    assert made.expected_bytes <= (budget or DEFAULT_BUDGET) < one_more
-    assert made.chunk < ENOUGH_ROWS["accelerator"]
+@pytest.mark.parametrize("budget", [2 * MIB, 16 * MIB, 64 * MIB])
+@each_device
+def test_a_plan_uses_the_budget_where_more_rows_are_faster(device, budget):
+    made = plan(None, 50257, device=device, budget=budget, width=8)
+    one_more = replace(made, chunk=made.chunk + 1).expected_bytes
+    assert made.expected_bytes <= budget < one_more
+    assert made.chunk < DEVICES[device].rows
     assert "budget" in made.why
 
 
 @each_device
 def test_more_rows_than_keep_a_product_busy_are_not_taken(device):
     made = plan(None, 100, device=device)
-    assert made.chunk == ENOUGH_ROWS[device]
+    assert made.chunk == DEVICES[device].rows
     assert device in made.why
 
 
@@ -87,7 +87,7 @@ def test_chunks_of_small_numbers(tokens, budget_rows, chunk, chunks):
 
 def test_an_unknown_number_of_tokens_has_a_chunk_and_no_number_of_chunks():
     made = plan(None, 65536)
-    assert (made.chunk, made.chunks) == (ENOUGH_ROWS["cpu"], None)
+    assert (made.chunk, made.chunks) == (CPU.rows, None)
 
 
 def test_no_tokens_are_no_chunks():
@@ -119,10 +119,16 @@ def test_under_a_small_budget_blocks_are_small_too():
     assert columns == [2048, 1024, 512, FEWEST_COLUMNS]
 
 
-@each_device
-def test_a_kernel_is_updated_a_block_of_columns_at_a_time(device):
-    assert plan(8192, 10**6, device=device).columns == COLUMNS[device]
-    assert plan(8192, 50, device=device).columns == 50
+def test_a_kernel_is_updated_a_block_of_columns_at_a_time():
+    assert plan(8192, 10**6).columns == CPU.columns
+    assert plan(8192, 50).columns == 50
+
+
+def test_an_accelerator_takes_all_columns_whatever_the_budget():
+    """The logits and their gradient are as large then, and nothing of the kernel is."""
+    made = plan(8192, 128256, device="accelerator", width=4096, budget=64 * MIB)
+    assert made.columns == 128256
+    assert made.expected_bytes == FLOAT * made.chunk * (2 * 128256 + 3 * 4096)
 
 
 def test_a_printed_plan_says_what_it_does_and_why():

@@ -24,6 +24,7 @@ class Verbs(NamedTuple):
     """What `keras.ops` cannot say, from the backend's own file."""
 
     matmul: Callable[[Tensor, Tensor], Tensor]  # accumulates in float32
+    factor_dtype: Callable[[Any], str]  # of gradients in products, by that of features
     add_rows: Callable[[Tensor, Tensor, Tensor], Tensor]  # into[rows] += values
 
 
@@ -180,19 +181,19 @@ def _carried_back(
     totals: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """The gradients that are given, with what this chunk adds to them."""
-    along = ops.transpose(ops.cast(x, kept.whole.dtype))
+    dtype = verbs.factor_dtype(x.dtype)
+    along = ops.transpose(ops.cast(x, dtype))
 
     def add(start: Any, width: int, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         z = kept.block(start, width)
         gradient = classes.squash.times_slope(gradient_of(z, start, width), z)
+        factor = ops.cast(gradient, dtype)
         totals = dict(totals)
         if "features" in totals:
-            back = verbs.matmul(
-                gradient, ops.transpose(classes.kernel_of(start, width))
-            )
+            back = verbs.matmul(factor, ops.transpose(classes.kernel_of(start, width)))
             totals["features"] = totals["features"] + back
         if "kernel" in totals:
-            product = verbs.matmul(along, gradient)
+            product = verbs.matmul(along, factor)
             product = ops.transpose(product) if classes.transposed else product
             axis = 0 if classes.transposed else 1
             totals["kernel"] = _added(totals["kernel"], product, start, axis)

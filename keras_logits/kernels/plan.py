@@ -4,19 +4,35 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 
-DEFAULT_BUDGET = 2**28
-"""Bytes beside inputs and gradients: 256 MiB."""
-
 BUFFERS = 1  # the logits of a chunk; options may need more
 FLOAT = 4
-# Rows that keep a product busy: fewer are bound by reading the kernel and by adding to
-# its gradient, more only cost memory. Measured on CPU cores; accelerators do more work
-# for each byte that they read.
-ENOUGH_ROWS = {"cpu": 896, "accelerator": 2048}
-# Classes that are taken at a time. No product as large as the kernel lies beside its
-# gradient, and what is made of a block stays in the cache.
-COLUMNS = {"cpu": 2048, "accelerator": 16384}
 FEWEST_COLUMNS = 256  # of which a product is still worth its start
+
+
+@dataclass(frozen=True)
+class Device:
+    """What is best on a kind of device, as it was measured.
+
+    Args:
+        budget: bytes beside inputs and gradients, where nobody says how many.
+        rows: tokens that keep a product busy: fewer are bound by reading the kernel and
+            by adding to its gradient, more only cost memory.
+        columns: classes that are taken at a time; None for all of them.
+    """
+
+    budget: int
+    rows: int
+    columns: int | None
+
+
+DEVICES = {
+    # No product as large as the kernel lies beside its gradient, and what is made of a
+    # block stays in the cache.
+    "cpu": Device(budget=2**28, rows=896, columns=2048),
+    # A product is added to its sum as it is made, and copies of parts of the kernel
+    # would take as long as a product: seen on an H200.
+    "accelerator": Device(budget=2**31, rows=1024, columns=None),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,7 @@ class Plan:
         why: what decided on the chunk.
         width: features of a token.
         buffers: arrays as large as a chunk's logits that are held at a time.
+        in_parts: whether a part of the kernel, and of its gradient, lie beside them.
     """
 
     tokens: int | None
@@ -40,6 +57,7 @@ class Plan:
     why: str
     width: int = 0
     buffers: int = BUFFERS
+    in_parts: bool = True
 
     @property
     def chunks(self) -> int | None:
@@ -61,7 +79,7 @@ class Plan:
 
     @property
     def _bytes_of_a_block(self) -> int:
-        return FLOAT * 2 * self.width * self.columns
+        return FLOAT * 2 * self.width * self.columns if self.in_parts else 0
 
     def __str__(self) -> str:
         counted = {None: "as many chunks as needed", 1: "1 chunk"}
@@ -82,10 +100,11 @@ def plan(
     buffers: int = BUFFERS,
 ) -> Plan:
     """The plan for shapes, a device ("cpu" or "accelerator") and a budget in bytes."""
-    budget = DEFAULT_BUDGET if budget is None else budget
-    enough = ENOUGH_ROWS[device]
-    columns = min(COLUMNS[device], vocabulary)
-    one = Plan(tokens, vocabulary, 1, columns, "", width, buffers)
+    best = DEVICES[device]
+    budget = best.budget if budget is None else budget
+    in_parts = best.columns is not None
+    columns = min(best.columns or vocabulary, vocabulary)
+    one = Plan(tokens, vocabulary, 1, columns, "", width, buffers, in_parts)
     while 4 * one._bytes_of_a_block > budget and one.columns > FEWEST_COLUMNS:
         one = replace(one, columns=one.columns // 2)
     allowed = (budget - one._bytes_of_a_block) // one._bytes_of_a_token
@@ -96,10 +115,10 @@ def plan(
             "token is taken at a time.",
             stacklevel=2,
         )
-    chunk = max(1, min(enough, allowed))
+    chunk = max(1, min(best.rows, allowed))
     why = (
         f"more would not be faster on this {device}"
-        if allowed >= enough
+        if allowed >= best.rows
         else f"that is what a budget of {budget / 2**20:.4g} MiB holds"
     )
     if tokens is not None and tokens <= chunk:

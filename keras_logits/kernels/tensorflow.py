@@ -33,6 +33,7 @@ from keras_logits.kernels.loop import (
     pass_over,
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
+from keras_logits.maths.links import accurate_dtype
 
 COMPILED_FROM = 2**15
 """Scores in a batch from which XLA pays.
@@ -284,7 +285,7 @@ def _not_again(gradient: Tensor, *_: Tensor) -> Any:
 
 @functools.cache
 def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
-    verbs = Verbs(matmul, _add_rows)
+    verbs = Verbs(matmul, accurate_dtype, _add_rows)
     run = functools.partial(_pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.
     return _function(run, jit_compile=True)
