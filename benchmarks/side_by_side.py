@@ -99,8 +99,11 @@ class Host:
             text=True,
         )
 
-    def prepare(self, given: Any) -> dict[str, Measured]:
-        return {name: Measured(*m) for name, m in self._answer_to(given).items()}
+    def prepare(self, given: Any) -> tuple[dict[str, Measured], list[str]]:
+        """What was measured in first runs, and what went wrong in others."""
+        answer = self._answer_to(given)
+        found = {name: Measured(*m) for name, m in answer["found"].items()}
+        return found, answer["failures"]
 
     def run(self) -> dict[str, float]:
         times: dict[str, float] = self._answer_to("run")
@@ -146,20 +149,24 @@ def host(
 
 def first_runs(
     makers: dict[str, Callable[[], Entry]], entries: dict[str, Entry]
-) -> dict[str, Measured]:
+) -> dict[str, Any]:
     """Makes the entries, and runs each twice: the second does not compile."""
-    found, before = {}, None
+    found, failures, before = {}, [], None
     for name, make in makers.items():
-        entries[name] = make()
-        give_back_what_is_free()
-        before = memory("VmRSS") if before is None else before
-        entries[name].run()
-        give_back_what_is_free()
-        forget_peak()
-        entries[name].run()
-        growth = memory("VmHWM") - before
-        found[name] = Measured(entries[name].temporaries(), growth)
-    return found
+        try:
+            entry = make()
+            give_back_what_is_free()
+            before = memory("VmRSS") if before is None else before
+            entry.run()
+            give_back_what_is_free()
+            forget_peak()
+            entry.run()
+            growth = memory("VmHWM") - before
+            found[name] = Measured(entry.temporaries(), growth)
+            entries[name] = entry
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+    return {"found": found, "failures": failures}
 
 
 def timed(run: Contender) -> float:
@@ -198,8 +205,8 @@ def compared(
 ) -> tuple[dict[str, Measured], list[str]]:
     """All contenders of all seats, a process for each seat, taking turns.
 
-    A host is told its seat, and what was measured before it. A seat whose process ends
-    early, for want of memory say, is left out; what it said last comes second.
+    A host is told its seat, and what was measured before it. Left out is who fails, and
+    a seat whose process ends early, for want of memory say; what was said comes second.
     """
     hosts = [(seat, Host(script, backend)) for seat in seats]
     found: dict[str, Measured] = {}
@@ -207,11 +214,14 @@ def compared(
     alive, failures = [], []
     for seat, process in hosts:
         try:
-            found.update(process.prepare([seat, found]))
+            measured, failed = process.prepare([seat, found])
+            found.update(measured)
             alive.append(process)
         except RuntimeError as error:
-            print(f"FAILED: {error}", flush=True)
-            failures.append(str(error))
+            failed = [str(error)]
+        failures += failed
+        for told in failed:
+            print(f"FAILED: {told}", flush=True)
     for _ in range(rounds):
         for process in alive:
             for name, seconds in process.run().items():
@@ -227,7 +237,7 @@ def compared(
 
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("keras", "tensorflow", "jax", "optax", "torch", "numpy"):
+    for name in ("keras", "tensorflow", "jax", "optax", "tokamax", "torch", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
