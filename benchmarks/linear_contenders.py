@@ -25,8 +25,7 @@ PEERS = {
     "torch": "torch linear_cross_entropy",
 }
 TORCH_CHUNKED = "torch linear_cross_entropy, chunked"
-TOKAMAX = "tokamax, xla"  # where it is installed; on a CPU it has no other form
-TOKAMAX_CHUNKED = "tokamax, chunked_xla"
+TOKAMAX = "tokamax, xla"  # where it is installed; it has another form for TPUs alone
 PRODUCTS = "the three products alone"
 FORWARD = "keras_logits, fused, loss alone"
 
@@ -135,8 +134,7 @@ def loss_of(form: str, options: dict[str, Any], chunk: int | None) -> Loss:
     peers = {
         "tf.nn": of_tf_nn,
         "optax": of_optax,
-        TOKAMAX: functools.partial(of_tokamax, "xla"),
-        TOKAMAX_CHUNKED: functools.partial(of_tokamax, "chunked_xla"),
+        TOKAMAX: of_tokamax,
         PEERS["torch"]: of_torch,
         TORCH_CHUNKED: of_torch_in_chunks,
     }
@@ -190,14 +188,12 @@ def of_optax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
     return loss(x @ kernel, labels).mean()
 
 
-def of_tokamax(
-    implementation: str, x: Any, kernel: Any, bias: Any, labels: Any, weights: Any
-) -> Any:
+def of_tokamax(x: Any, kernel: Any, bias: Any, labels: Any, weights: Any) -> Any:
     import tokamax
 
     del sys.argv[1:]  # which it reads as flags of its own
     return tokamax.linear_softmax_cross_entropy_loss(
-        x, labels, kernel, reduction="mean", implementation=implementation
+        x, labels, kernel, reduction="mean", implementation="xla"
     )
 
 

@@ -19,7 +19,7 @@ lies above what was resident before the first. The cases:
     sizes     fused against plain over sizes of the vocabulary: where "auto" begins
 
 On JAX tokamax takes part if it is installed, as `make bench` does, in the form that it
-has for a CPU: all logits are held, and computed again for the gradients.
+has for CPUs and GPUs: all logits are held, and computed again for the gradients.
 
 The cases take about 45 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
@@ -51,7 +51,6 @@ from linear_contenders import (
     PLAIN,
     PRODUCTS,
     TOKAMAX,
-    TOKAMAX_CHUNKED,
     TORCH_CHUNKED,
     Problem,
     prepare,
@@ -156,7 +155,7 @@ def accelerator(backend: str, quick: bool) -> Iterator[Comparison]:
     if not found:
         return
     sizes = [(512, 64, 8192)] if quick else [(4096, 4096, 128256), (8192, 2304, 256000)]
-    theirs = [TOKAMAX, TOKAMAX_CHUNKED] if find_spec("tokamax") else []
+    theirs = [TOKAMAX] if find_spec("tokamax") else []
     forms = [KERAS, PEERS[backend], *theirs, PLAIN, PRODUCTS, FUSED, FORWARD]
     for size, kernel in itertools.product(sizes, ("bfloat16", "float32")):
         problem = Problem(*size, dtype="bfloat16", kernel_dtype=kernel)

@@ -188,7 +188,8 @@ def linear_softmax_cross_entropy(
         temperature: the divisor of the logits.
         transpose_kernel: True for a kernel `[V, D]`, as the matrix of an `Embedding`.
         reduction: as for `SoftmaxCrossEntropy`; None for one value per position.
-        memory_budget: bytes beside inputs and gradients; None for 256 MiB.
+        memory_budget: bytes beside inputs and gradients; None for 256 MiB on
+            a CPU, and 2 GiB on an accelerator.
 
     Returns:
         A scalar in nats, or `[...]` under `reduction=None`; float32 (float64 for

@@ -1,4 +1,4 @@
-"""Memory budgets by the number of tokens that they hold, and plans of small blocks."""
+"""Memory budgets by the number of tokens that they hold, and plans of other devices."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,8 +21,16 @@ def budget_for(tokens, classes, width, **options):
 
 @contextmanager
 def columns_at_a_time(columns):
-    """Classes are taken so many at a time, as if larger kernels were used."""
+    """A CPU takes so many classes at a time, as if kernels were larger."""
+    cpu = replace(plan.DEVICES["cpu"], columns=columns)
     with pytest.MonkeyPatch.context() as patch:
-        for name, device in plan.DEVICES.items():
-            patch.setitem(plan.DEVICES, name, replace(device, columns=columns))
+        patch.setitem(plan.DEVICES, "cpu", cpu)
+        yield
+
+
+@contextmanager
+def planned_for(device):
+    """As if the frameworks had such a device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels._body, "device", lambda: device)
         yield

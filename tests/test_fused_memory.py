@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from budgets import budget_for, columns_at_a_time
+from budgets import budget_for, columns_at_a_time, planned_for
 from keras_logits import (
     LogitsHead,
     SoftmaxCrossEntropy,
@@ -281,19 +281,43 @@ def test_no_product_of_the_kernels_size_lies_beside_its_gradient():
     assert size <= expected + 2**14 < plan.FLOAT * 256 * 512
 
 
+def exported(platform, arrays):
+    import jax
+
+    with planned_for("accelerator"):
+        run = jax.jit(jax.value_and_grad(fused, argnums=(0, 1, 2)))
+        made = jax.export.export(run, platforms=[platform])(*arrays)
+    assert made.platforms == (platform,)
+    return made.mlir_module()
+
+
 @of_jax
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_pass_exports_for_machines_that_are_not_here(platform):
+    found = largest_of_stablehlo(exported(platform, ARRAYS.values()))
+    assert found <= WIDTH * WORDS
+
+
+@of_jax
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [(None, "bf16"), ("default", "bf16"), ("bfloat16", "bf16"), ("float32", "f32")],
+)
+def test_an_accelerator_multiplies_in_bfloat16_unless_it_is_told_not_to(
+    precision, dtype
+):
+    """In float32 two of three products take several times as long there."""
     import jax
 
-    def run(features, kernel, bias, labels):
-        return jax.value_and_grad(fused, argnums=(0, 1, 2))(
-            features, kernel, bias, labels
-        )
-
-    exported = jax.export.export(jax.jit(run), platforms=[platform])(*ARRAYS.values())
-    assert exported.platforms == (platform,)
-    assert largest_of_stablehlo(exported.mlir_module()) <= WIDTH * WORDS
+    features, kernel, *rest = ARRAYS.values()
+    halves = (features.astype("bfloat16"), kernel.astype("bfloat16"))
+    with jax.default_matmul_precision(precision):
+        program = exported("cuda", (*halves, *rest))
+    products = [
+        line for line in program.splitlines() if "stablehlo.dot_general" in line
+    ]
+    factors = [re.findall(r"x([a-z]+\d+)>", line)[:2] for line in products]
+    assert factors == [["bf16", "bf16"], [dtype, dtype], [dtype, dtype]]
 
 
 def largest_of_stablehlo(text):

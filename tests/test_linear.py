@@ -16,8 +16,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-from budgets import budget_for, columns_at_a_time
+from budgets import budget_for, columns_at_a_time, planned_for
 from keras_logits import SoftmaxCrossEntropy, kernels, linear_softmax_cross_entropy
+from keras_logits.kernels.plan import DEVICES
 from strategies import (
     BACKEND,
     CHOICES,
@@ -54,6 +55,7 @@ LINEAR_CHOICES = {
     "temperature": (1.0, 0.5, 3.0),
     "transposed": (False, True),
     "chunk": (None, 1, 2, 3, 5),
+    "device": tuple(DEVICES),
 }
 
 
@@ -156,21 +158,23 @@ class LinearProblem:
     temperature: float
     transposed: bool
     budget: int | None
+    device: str
 
     def fused(self, features, kernel, bias=None, sample_weight=None):
-        return linear_softmax_cross_entropy(
-            features,
-            kernel,
-            self.base.labels,
-            bias=bias,
-            sample_weight=sample_weight,
-            softcap=self.softcap,
-            temperature=self.temperature,
-            transpose_kernel=self.transposed,
-            reduction=self.base.reduction,
-            memory_budget=self.budget,
-            **self.base.options,
-        )
+        with planned_for(self.device):
+            return linear_softmax_cross_entropy(
+                features,
+                kernel,
+                self.base.labels,
+                bias=bias,
+                sample_weight=sample_weight,
+                softcap=self.softcap,
+                temperature=self.temperature,
+                transpose_kernel=self.transposed,
+                reduction=self.base.reduction,
+                memory_budget=self.budget,
+                **self.base.options,
+            )
 
     def plain(self, features, kernel, bias=None, sample_weight=None):
         kernel = ops.transpose(kernel) if self.transposed else kernel
@@ -230,6 +234,7 @@ def stated(
     temperature=1.0,
     transposed=False,
     chunk=3,
+    device="cpu",
     **of_loss,
 ):
     defaults = dict.fromkeys(OF_LOSS) | {
@@ -284,6 +289,7 @@ def stated(
         temperature,
         transposed,
         chunk,
+        device,
     )
 
 

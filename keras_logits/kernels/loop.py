@@ -83,6 +83,7 @@ def pass_over(
         class_weights,
         plan.vocabulary,
         plan.columns,
+        plan.in_blocks,
     )
     last = ops.shape(features)[0] - 1
     # Tokens that count come first, and the loop ends where they do.

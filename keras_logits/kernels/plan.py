@@ -47,7 +47,8 @@ class Plan:
         why: what decided on the chunk.
         width: features of a token.
         buffers: arrays as large as a chunk's logits that are held at a time.
-        in_parts: whether a part of the kernel, and of its gradient, lie beside them.
+        in_blocks: whether blocks of classes, with a part of the kernel and of its
+            gradient, lie beside what is held as a whole.
     """
 
     tokens: int | None
@@ -57,7 +58,7 @@ class Plan:
     why: str
     width: int = 0
     buffers: int = BUFFERS
-    in_parts: bool = True
+    in_blocks: bool = True
 
     @property
     def chunks(self) -> int | None:
@@ -79,7 +80,7 @@ class Plan:
 
     @property
     def _bytes_of_a_block(self) -> int:
-        return FLOAT * 2 * self.width * self.columns if self.in_parts else 0
+        return FLOAT * 2 * self.width * self.columns if self.in_blocks else 0
 
     def __str__(self) -> str:
         counted = {None: "as many chunks as needed", 1: "1 chunk"}
@@ -102,9 +103,9 @@ def plan(
     """The plan for shapes, a device ("cpu" or "accelerator") and a budget in bytes."""
     best = DEVICES[device]
     budget = best.budget if budget is None else budget
-    in_parts = best.columns is not None
+    in_blocks = best.columns is not None
     columns = min(best.columns or vocabulary, vocabulary)
-    one = Plan(tokens, vocabulary, 1, columns, "", width, buffers, in_parts)
+    one = Plan(tokens, vocabulary, 1, columns, "", width, buffers, in_blocks)
     while 4 * one._bytes_of_a_block > budget and one.columns > FEWEST_COLUMNS:
         one = replace(one, columns=one.columns // 2)
     allowed = (budget - one._bytes_of_a_block) // one._bytes_of_a_token

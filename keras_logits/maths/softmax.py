@@ -159,10 +159,17 @@ class SoftmaxFormula:
         mass = ops.where(empty, ops.ones_like(total), weighted / nonzero(total))
         return y, valid, mass
 
-    def sums(self, z: Tensor, columns: Tensor | None, *, entropy: bool = False) -> Sums:
+    def sums(
+        self,
+        z: Tensor,
+        columns: Tensor | None,
+        *,
+        entropy: bool = False,
+        at_once: bool = False,
+    ) -> Sums:
         """What a closed formula needs of the classes, all of them or a block."""
-        smoothed = bool(self.label_smoothing)
-        return sums_of(z, self.axis, columns, smoothed=smoothed, entropy=entropy)
+        asked = {"smoothed": bool(self.label_smoothing), "entropy": entropy}
+        return sums_of(z, self.axis, columns, **asked, at_once=at_once)
 
     def positions(
         self,
@@ -227,7 +234,7 @@ class SoftmaxFormula:
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
     ) -> Evaluated:
         """Any labels and any options, through the weighted target c * t."""
-        parts = softmax_in_parts(z, self.axis)
+        parts = softmax_in_blocks(z, self.axis)
         target = self._targets(given, z, parts.masked)
         if columns is not None:
             target = target * columns
@@ -322,7 +329,7 @@ def _focal(
     return factor, factor - gamma * factor * p * (log_p / rest)
 
 
-def softmax_in_parts(z: Tensor, axis: int) -> SoftmaxParts:
+def softmax_in_blocks(z: Tensor, axis: int) -> SoftmaxParts:
     masked, shift = ops.equal(z, -float("inf")), finite(highest_of(z, axis))
     shifted = z - shift
     exp = ops.exp(shifted)

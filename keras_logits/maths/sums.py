@@ -34,8 +34,13 @@ def sums_of(
     *,
     smoothed: bool = False,
     entropy: bool = False,
+    at_once: bool = False,
 ) -> Sums:
-    """The sums of logits, with class weights that broadcast with them."""
+    """The sums of logits, with class weights that broadcast with them.
+
+    `at_once` is for a block of classes, which needs no blocks of its own.
+    """
+    block = z.shape[axis] if at_once else BLOCK
     highest = highest_of(z, axis)
     shift = finite(highest)
     exp = ops.exp(z - shift)
@@ -50,13 +55,14 @@ def sums_of(
 
     def over_classes(terms: Callable[..., Tensor]) -> Tensor:
         wide = (z,) if columns is None else (z, columns)
-        return sum_over_classes(terms, axis, *wide)
+        return sum_over_classes(terms, axis, *wide, block=block)
 
     if entropy:
-        sums["drop"] = sum_over_classes(drop, axis, z)
+        sums["drop"] = sum_over_classes(drop, axis, z, block=block)
     if smoothed:
-        ones = sum_over_classes(lambda z: where_open(z, ops.ones_like(z)), axis, z)
-        sums["count"] = ones
+        sums["count"] = sum_over_classes(
+            lambda z: where_open(z, ops.ones_like(z)), axis, z, block=block
+        )
         sums["drawn"] = over_classes(lambda z, c=1.0: where_open(z, c * (z - shift)))
         if columns is not None:
             sums["share"] = over_classes(lambda z, c: where_open(z, c))
@@ -103,16 +109,18 @@ def finite(highest: Tensor) -> Tensor:
     return ops.where(empty, ops.zeros_like(highest), highest)
 
 
-def sum_over_classes(terms: Callable[..., Tensor], axis: int, *wide: Tensor) -> Tensor:
+def sum_over_classes(
+    terms: Callable[..., Tensor], axis: int, *wide: Tensor, block: int = BLOCK
+) -> Tensor:
     """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
     classes = wide[0].shape[axis]
 
     def add(start: Any, width: int, total: Tensor) -> Tensor:
-        block = [block_of(x, start, width, axis) for x in wide]
-        return total + ops.sum(terms(*block), axis=axis, keepdims=True)
+        part = [block_of(x, start, width, axis) for x in wide]
+        return total + ops.sum(terms(*part), axis=axis, keepdims=True)
 
-    if classes <= BLOCK:
+    if classes <= block:
         return ops.sum(terms(*wide), axis=axis, keepdims=True)
     first = [block_of(x, 0, 1, axis) for x in wide]
     none = ops.zeros_like(terms(*first))
-    return ops.stop_gradient(fold_blocks(add, none, classes, BLOCK))
+    return ops.stop_gradient(fold_blocks(add, none, classes, block))

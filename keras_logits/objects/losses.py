@@ -128,7 +128,7 @@ class SoftmaxCrossEntropy(LogitsLoss):
             more, in compiled code); True insists, and raises where that is not
             possible; False never does.
         memory_budget: bytes that a fused loss holds beside inputs and gradients; None
-            for 256 MiB.
+            for 256 MiB on a CPU, and 2 GiB on an accelerator.
         reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
             "mean" (divides by the positions that are neither masked nor ignored),
             "sum", or None for one value per position.
