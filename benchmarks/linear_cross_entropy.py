@@ -275,18 +275,19 @@ def valid(backend: str, quick: bool) -> Iterator[Comparison]:
 
 
 def options(backend: str, quick: bool) -> Iterator[Comparison]:
+    """What is compared are a few percent: of short runs, so that there can be many.
+
+    In two processes, made in either order: with the memory that it happens to get, one
+    and the same program takes a few percent more or less.
+    """
     if backend not in XLA:
         return
-    # One whole chunk, as wide as those of `function`: so short that rounds can be many.
-    # What is compared are a few percent.
-    problem = Problem(512, 64, 8192) if quick else Problem(896, 512, 32768)
+    # One whole chunk, as wide as those of `function`.
+    problem = Problem(512, 64, 8192) if quick else Problem(896, 512, 8192)
     contenders = [given("no option", problem, FUSED)]
     contenders += [given(name, problem, FUSED, option=name) for name in OPTIONS]
-    # In several processes, and made in other orders: one program takes a few percent
-    # more or less with the memory that it happens to get.
-    first = range(0, len(contenders), 7 if quick else 2)
-    seats = [s for i in first for s in together(contenders[i:] + contenders[:i])]
-    rounds = 2 if quick else 8
+    seats = together(contenders) + together(contenders[::-1])
+    rounds = 2 if quick else 60
     yield Comparison(backend, str(problem), seats, "no option", rounds, memory=False)
 
 
