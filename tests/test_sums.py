@@ -54,8 +54,9 @@ def expected(z, weights):
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
+@pytest.mark.parametrize("at_once", [False, True], ids=["", "at once"])
 @pytest.mark.parametrize("case", CASES)
-def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
+def test_sums_of_blocks_merge_to_those_of_all(case, at_once, weighted, options):
     z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
     z = CASES[case](z).astype("float32")
     weights = np.random.default_rng(4).uniform(0.5, 2, CLASSES).astype("float32")
@@ -63,7 +64,7 @@ def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
     def of(start, stop):
         some = ops.convert_to_tensor(weights[start:stop][None]) if weighted else None
         block = ops.convert_to_tensor(z[:, start:stop])
-        return sums_of(block, -1, some, **OPTIONS[options])
+        return sums_of(block, -1, some, at_once=at_once, **OPTIONS[options])
 
     whole, blocks = of(0, CLASSES), of_no_classes(of(0, 1))
     for start, stop in ((0, 8), (8, 16), (16, 17), (17, 40)):
