@@ -8,7 +8,7 @@ that it keeps for temporaries, and how far the peak of the resident set in a sec
 lies above what was resident before the first. The cases:
 
     function  one loss with its gradients: vocabularies of 32768, 65536 and 131072
-    accelerator  the same in bfloat16, at the shapes of large models, if JAX has one
+    accelerator  the same in bfloat16, at shapes of large models, where JAX has one
     tokens    memory under a growing number of tokens
     fit       whole steps of `fit`, with a vocabulary of 65536
     evaluate  the same model's steps of `evaluate`
@@ -167,12 +167,11 @@ def accelerator(backend: str, quick: bool) -> Iterator[Comparison]:
 
 def accelerator_of_jax() -> str:
     """Its name, or "". Asked in a process of its own: one that has it keeps memory."""
-    ask = (
-        "import jax; d = jax.devices()[0]; print(d.platform != 'cpu' and d.device_kind)"
-    )
+    ask = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind)"
     command = [sys.executable, "-c", ask]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().replace("False", "")
+    platform, _, kind = done.stdout.strip().partition(" ")
+    return "" if platform == "cpu" else kind
 
 
 def tokens(backend: str, quick: bool) -> Iterator[Comparison]:
