@@ -651,6 +651,38 @@ def test_a_second_derivative_is_refused_with_the_way_out(mode, reduction):
                 derived_twice(problem.fused, tensors, first, second, mode)
 
 
+@again
+@pytest.mark.skipif(BACKEND != "torch", reason="of its upstream")
+def test_so_is_one_by_what_the_loss_is_multiplied_by(reduction):
+    import torch
+
+    problem = stated(12, reduction=reduction, chunk=2)
+    tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
+    factor = torch.tensor(2.0, requires_grad=True)
+    features = tensors["features"].requires_grad_()
+    total = (factor * problem.fused(**tensors)).sum()
+    (slopes,) = torch.autograd.grad(total, features, create_graph=True)
+    with pytest.raises(ValueError, match="fused=False"):
+        torch.autograd.grad(slopes.square().sum() + factor**2, factor)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of its batches of gradients")
+def test_gradients_of_a_mean_are_taken_of_a_batch_of_upstreams():
+    import torch
+
+    problem = stated(12, chunk=2)
+    tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
+    wanted = [tensors[name].requires_grad_() for name in ("features", "kernel")]
+    value = problem.fused(**tensors)
+    ups = torch.tensor([1.0, -3.0])
+    found = torch.autograd.grad(
+        value, wanted, ups, is_grads_batched=True, retain_graph=True
+    )
+    once = torch.autograd.grad(value, wanted)
+    for both, one in zip(found, once, strict=True):
+        torch.testing.assert_close(both, torch.stack([one, -3 * one]))
+
+
 def derived_twice(function, tensors, first, second, mode):
     if BACKEND == "tensorflow":
         import tensorflow as tf

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_logits.maths import sums
+from keras_logits.maths.blocks import fold_blocks
 from keras_logits.maths.sums import merged, of_no_classes, sums_of
 
 ROWS, CLASSES = 6, 40
@@ -54,9 +56,8 @@ def expected(z, weights):
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
-@pytest.mark.parametrize("at_once", [False, True], ids=["", "at once"])
 @pytest.mark.parametrize("case", CASES)
-def test_sums_of_blocks_merge_to_those_of_all(case, at_once, weighted, options):
+def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
     z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
     z = CASES[case](z).astype("float32")
     weights = np.random.default_rng(4).uniform(0.5, 2, CLASSES).astype("float32")
@@ -64,7 +65,7 @@ def test_sums_of_blocks_merge_to_those_of_all(case, at_once, weighted, options):
     def of(start, stop):
         some = ops.convert_to_tensor(weights[start:stop][None]) if weighted else None
         block = ops.convert_to_tensor(z[:, start:stop])
-        return sums_of(block, -1, some, at_once=at_once, **OPTIONS[options])
+        return sums_of(block, -1, some, **OPTIONS[options])
 
     whole, blocks = of(0, CLASSES), of_no_classes(of(0, 1))
     for start, stop in ((0, 8), (8, 16), (16, 17), (17, 40)):
@@ -77,3 +78,26 @@ def test_sums_of_blocks_merge_to_those_of_all(case, at_once, weighted, options):
         for found in (whole, blocks):
             found = ops.convert_to_numpy(found[name])
             np.testing.assert_allclose(found, wanted[name], 2e-6, 1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("case", CASES)
+def test_a_block_is_summed_without_blocks_of_its_own(case, options, monkeypatch):
+    z = np.random.default_rng(3).normal(size=(ROWS, CLASSES)).astype("float32")
+    z = ops.convert_to_tensor(CASES[case](z).astype("float32"))
+    whole = sums_of(z, -1, **OPTIONS[options])
+    loops = []
+
+    def counted(*arguments):
+        loops.append(1)
+        return fold_blocks(*arguments)
+
+    monkeypatch.setattr(sums, "BLOCK", 16)
+    monkeypatch.setattr(sums, "fold_blocks", counted)
+    sums_of(z, -1, **OPTIONS[options])
+    assert bool(loops) == (options != "plain")
+    loops.clear()
+    found = sums_of(z, -1, at_once=True, **OPTIONS[options])
+    assert not loops
+    for name, values in whole.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)

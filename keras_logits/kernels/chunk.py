@@ -2,7 +2,8 @@
 
 First each block of logits is made, summed over the classes, and put aside. Then it
 becomes a block of the gradient, which is multiplied by features and kernel while it is
-in the cache. All that is held of a chunk as a whole is its logits.
+in the cache. All that is held of a chunk as a whole is its logits. (On an accelerator
+there is one block, and so the gradient is held as well.)
 """
 
 from collections.abc import Callable
