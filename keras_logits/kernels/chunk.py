@@ -13,12 +13,13 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.kept import Kept, Label, rank_of
+from keras_logits.kernels.plan import Plan
 from keras_logits.maths.blocks import block_of, fold_blocks, ids_of
 from keras_logits.maths.figures import of_classes
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.softmax import Positions, SoftmaxFormula
 from keras_logits.maths.squash import Squash
-from keras_logits.maths.sums import Sums, merged, of_no_classes
+from keras_logits.maths.sums import Sums, are_open, merged, of_no_classes
 
 
 class Verbs(NamedTuple):
@@ -41,9 +42,7 @@ class Classes(NamedTuple):
     bias: Tensor | None
     squash: Squash
     weights: Tensor | None
-    vocabulary: int
-    columns: int
-    in_blocks: bool
+    plan: Plan
 
     def kernel_of(self, start: Any, width: int) -> Tensor:
         """The kernel of a block, `[D, width]`."""
@@ -54,21 +53,29 @@ class Classes(NamedTuple):
         """The logits of a block, from the products of features and kernel."""
         return self.squash.of_products(products, _of_block(self.bias, start, width))
 
-    def place_for_logits(self, tokens: int) -> Tensor:
+    def place_for_logits(self) -> Tensor:
         """What `Kept.whole` is to be written into. Its values are read by nobody.
 
         They are not constants, of which TensorFlow would make such an array beside the
         program while it compiles it, and keep the memory.
         """
-        blocks = (self.vocabulary // self.columns, tokens, self.columns)
-        dtype = accurate_dtype(self.kernel.dtype)
+        plan, dtype = self.plan, accurate_dtype(self.kernel.dtype)
+        blocks = (plan.vocabulary // plan.columns, plan.chunk, plan.columns)
         return ops.full(blocks, ops.cast(self.kernel[0, 0], dtype), dtype=dtype)
 
     def sum_of_rows(self, gradient: Tensor) -> Tensor:
-        return _by_eighths(gradient) if self.in_blocks else ops.sum(gradient, axis=0)
+        return (
+            _by_eighths(gradient) if self.plan.in_blocks else ops.sum(gradient, axis=0)
+        )
 
-    def weights_of(self, start: Any, width: int) -> Tensor | None:
-        return _of_block(self.weights, start, width)
+    def known_of(self, start: Any, width: int) -> tuple[Tensor | None, Tensor]:
+        """Class weights, and which classes are open, before there are logits.
+
+        Only a bias masks a class: where products are infinite, so is the loss.
+        """
+        none = ops.zeros((width,), dtype=accurate_dtype(self.kernel.dtype))
+        is_open = are_open(self.logits_of(none, start, width))
+        return _of_block(self.weights, start, width), is_open
 
 
 LOGITS = "logits"
@@ -120,8 +127,8 @@ def _by_block(
     classes: Classes, softmax: SoftmaxFormula, found: Positions
 ) -> GradientOf:
     def gradient_of(z: Tensor, start: Any, width: int) -> Tensor:
-        weights = classes.weights_of(start, width)
-        return softmax.gradient(found, z, ids_of(start, width), weights)
+        ids = ids_of(start, width)
+        return softmax.gradient(found, z, ids, *classes.known_of(start, width))
 
     return gradient_of
 
@@ -141,11 +148,10 @@ def _summed(
     watched: bool,
 ) -> tuple[Kept, Sums, Tensor]:
     """The logits, if there is a place for them; their sums; those of true classes."""
-    columns = classes.columns
+    columns = classes.plan.columns
 
     def sums_of(z: Tensor, start: Any, width: int) -> Sums:
-        weights = classes.weights_of(start, width)
-        return softmax.sums(z, weights, entropy=watched, at_once=True)
+        return softmax.sums(z, *classes.known_of(start, width), entropy=watched)
 
     def add(start: Any, width: int, carry: dict[str, Any]) -> dict[str, Any]:
         products = verbs.matmul(x, classes.kernel_of(start, width))
@@ -171,9 +177,9 @@ def _summed(
     if place is not None:
         carry["whole"] = place
     if watched:
-        blocks = classes.vocabulary // columns
+        blocks = classes.plan.vocabulary // columns
         carry["peaks"] = ops.zeros((x.shape[0], blocks), dtype=own.dtype)
-    found = fold_blocks(add, carry, classes.vocabulary, columns)
+    found = fold_blocks(add, carry, classes.plan.vocabulary, columns)
     kept = Kept(*(found.get(name) for name in Kept._fields))
     return kept, found["sums"], found["own"]
 
@@ -208,7 +214,7 @@ def _carried_back(
             totals["bias"] = _added(totals["bias"], rows, start, 0)
         return totals
 
-    sizes = (classes.vocabulary, classes.columns)
+    sizes = (classes.plan.vocabulary, classes.plan.columns)
     found: dict[str, Tensor] = fold_blocks(add, totals, *sizes)
     return found
 

@@ -81,9 +81,7 @@ def pass_over(
         bias,
         formula.squash,
         class_weights,
-        plan.vocabulary,
-        plan.columns,
-        plan.in_blocks,
+        plan,
     )
     last = ops.shape(features)[0] - 1
     # Tokens that count come first, and the loop ends where they do.
@@ -125,7 +123,7 @@ def pass_over(
         if getattr(wanted, name):
             totals[name] = ops.zeros_like(tensor, dtype=dtype)
     if any(wanted) or formula.figures or not formula.softmax.closed:
-        totals[LOGITS] = classes.place_for_logits(plan.chunk)
+        totals[LOGITS] = classes.place_for_logits()
     chunks = (count + plan.chunk - 1) // plan.chunk
     totals = ops.fori_loop(0, chunks, step, totals)
     gradients = Linear(*(totals.get(name) for name in Wanted._fields))

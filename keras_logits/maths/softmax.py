@@ -20,7 +20,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
-from keras_logits.maths.sums import Sums, finite, highest_of, sums_of
+from keras_logits.maths.sums import Sums, are_open, finite, highest_of, sums_of
 from keras_logits.maths.weights import nonzero
 
 
@@ -163,13 +163,13 @@ class SoftmaxFormula:
         self,
         z: Tensor,
         columns: Tensor | None,
+        open_classes: Tensor | None = None,
         *,
         entropy: bool = False,
-        at_once: bool = False,
     ) -> Sums:
         """What a closed formula needs of the classes, all of them or a block."""
         asked = {"smoothed": bool(self.label_smoothing), "entropy": entropy}
-        return sums_of(z, self.axis, columns, **asked, at_once=at_once)
+        return sums_of(z, self.axis, columns, **asked, open_classes=open_classes)
 
     def positions(
         self,
@@ -217,7 +217,12 @@ class SoftmaxFormula:
         return Positions(loss, w, ids, shift, w * pull / total, drop, spread)
 
     def gradient(
-        self, found: Positions, z: Tensor, classes: Tensor, columns: Tensor | None
+        self,
+        found: Positions,
+        z: Tensor,
+        classes: Tensor,
+        columns: Tensor | None,
+        open_classes: Tensor | None = None,
     ) -> Tensor:
         """By the logits of some classes, given which they are and what they weigh."""
         gradient = ops.exp(z - found.shift) * found.pull
@@ -225,8 +230,8 @@ class SoftmaxFormula:
         gradient = gradient - ops.where(hot, found.drop, ops.zeros_like(found.drop))
         if found.spread is not None:
             spread = found.spread if columns is None else found.spread * columns
-            masked = ops.equal(z, -float("inf"))
-            gradient = gradient - ops.where(masked, ops.zeros_like(z), spread)
+            is_open = are_open(z) if open_classes is None else open_classes
+            gradient = gradient - ops.where(is_open, spread, ops.zeros_like(spread))
         none = ops.equal(found.weights, 0)
         return ops.where(none, ops.zeros_like(z), gradient)
 

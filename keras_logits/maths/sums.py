@@ -34,13 +34,14 @@ def sums_of(
     *,
     smoothed: bool = False,
     entropy: bool = False,
-    at_once: bool = False,
+    open_classes: Tensor | None = None,
 ) -> Sums:
     """The sums of logits, with class weights that broadcast with them.
 
-    `at_once` is for a block of classes, which needs no blocks of its own.
+    Of one block of classes it may be known which are open: `open_classes` spares a look
+    at each logit, and blocks within the block.
     """
-    block = z.shape[axis] if at_once else BLOCK
+    block = BLOCK if open_classes is None else z.shape[axis]
     highest = highest_of(z, axis)
     shift = finite(highest)
     exp = ops.exp(z - shift)
@@ -51,7 +52,8 @@ def sums_of(
         return ops.where(exp > 0, exp * (z - shift), ops.zeros_like(z))
 
     def where_open(z: Tensor, values: Tensor) -> Tensor:
-        return ops.where(ops.equal(z, -float("inf")), ops.zeros_like(z), values)
+        is_open = are_open(z) if open_classes is None else open_classes
+        return ops.where(is_open, values, ops.zeros((), dtype=z.dtype))
 
     def over_classes(terms: Callable[..., Tensor]) -> Tensor:
         wide = (z,) if columns is None else (z, columns)
@@ -60,8 +62,9 @@ def sums_of(
     if entropy:
         sums["drop"] = sum_over_classes(drop, axis, z, block=block)
     if smoothed:
+        one = ops.ones((), dtype=z.dtype)
         sums["count"] = sum_over_classes(
-            lambda z: where_open(z, ops.ones_like(z)), axis, z, block=block
+            lambda z: where_open(z, one), axis, z, block=block
         )
         sums["drawn"] = over_classes(lambda z, c=1.0: where_open(z, c * (z - shift)))
         if columns is not None:
@@ -72,6 +75,10 @@ def sums_of(
 def highest_of(z: Tensor, axis: int) -> Tensor:
     # torch.compile cannot follow `ops.max`.
     return ops.stop_gradient(ops.amax(z, axis=axis, keepdims=True))
+
+
+def are_open(z: Tensor) -> Tensor:
+    return ops.not_equal(z, -float("inf"))
 
 
 def merged(one: Sums, other: Sums) -> Sums:
