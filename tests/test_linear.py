@@ -417,6 +417,18 @@ def test_where_nothing_counts_everything_is_zero(how, reduction):
         assert not gradients[name].any()
 
 
+def test_a_bias_at_the_least_float_masks_where_it_overflows():
+    problem = stated(9, label_smoothing=0.2, temperature=0.5, labels="ids")
+    closed = np.arange(11) == 10
+    problem.arrays["bias"][closed] = np.finfo("float32").min
+    problem = with_labels(problem, np.arange(7))
+    expected = derived(problem.plain, problem.arrays)
+    found = derived(problem.fused, problem.arrays)
+    assert np.isfinite(expected[0])
+    assert_same(found, expected, problem.allowances(expected[0]))
+    assert not found[1]["bias"][closed].any()
+
+
 def with_labels(problem, labels, **options):
     base = problem.base.but(labels=labels).opting(**options)
     return LinearProblem(**{**vars(problem), "base": base})

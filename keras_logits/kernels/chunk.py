@@ -51,7 +51,8 @@ class Classes(NamedTuple):
 
     def logits_of(self, products: Tensor, start: Any, width: int) -> Tensor:
         """The logits of a block, from the products of features and kernel."""
-        return self.squash.of_products(products, _of_block(self.bias, start, width))
+        bias = _of_block(self.bias, start, width)
+        return self.squash.of_products(products, bias, by_xla=True)
 
     def place_for_logits(self) -> Tensor:
         """What `Kept.whole` is to be written into. Its values are read by nobody.
@@ -62,11 +63,6 @@ class Classes(NamedTuple):
         plan, dtype = self.plan, accurate_dtype(self.kernel.dtype)
         blocks = (plan.vocabulary // plan.columns, plan.chunk, plan.columns)
         return ops.full(blocks, ops.cast(self.kernel[0, 0], dtype), dtype=dtype)
-
-    def sum_of_rows(self, gradient: Tensor) -> Tensor:
-        return (
-            _by_eighths(gradient) if self.plan.in_blocks else ops.sum(gradient, axis=0)
-        )
 
     def known_of(self, start: Any, width: int) -> tuple[Tensor | None, Tensor]:
         """Class weights, and which classes are open, before there are logits.
@@ -210,7 +206,7 @@ def _carried_back(
             axis = 0 if classes.transposed else 1
             totals["kernel"] = _added(totals["kernel"], product, start, axis)
         if "bias" in totals:
-            rows = classes.sum_of_rows(gradient)
+            rows = ops.sum(gradient, axis=0)
             totals["bias"] = _added(totals["bias"], rows, start, 0)
         return totals
 
@@ -229,26 +225,3 @@ def _added(total: Tensor, block: Tensor, start: Any, axis: int) -> Tensor:
 
 def _of_block(values: Tensor | None, start: Any, width: int) -> Tensor | None:
     return None if values is None else block_of(values, start, width, axis=0)
-
-
-def _by_eighths(x: Tensor) -> Tensor:
-    """The sum of rows: that of XLA's CPU compiler took a quarter of the whole pass.
-
-    The fewer the passes over the rows, the less memory is read and written.
-    """
-    odd = []
-    while x.shape[0] > 1:
-        parts = min(8, x.shape[0])
-        rows, rest = divmod(x.shape[0], parts)
-        odd += [x[-i] for i in range(1, rest + 1)]
-        x = _in_pairs([x[i * rows : (i + 1) * rows] for i in range(parts)])
-    return _in_pairs([x[0], *odd])
-
-
-def _in_pairs(terms: list[Tensor]) -> Tensor:
-    """The sum, in which no rounding error is carried through all terms."""
-    while len(terms) > 1:
-        odd = terms[len(terms) // 2 * 2 :]
-        pairs = zip(terms[::2], terms[1::2], strict=False)
-        terms = [one + other for one, other in pairs] + odd
-    return terms[0]
