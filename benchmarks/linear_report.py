@@ -25,7 +25,12 @@ ABOUT = {
     "sizes": "Fused against plain: the vocabulary from which the fused loss costs no "
     'more time is where "auto" begins.',
 }
-MEASURES = {"time": "seconds", "temporaries": "temporaries", "peak": "growth"}
+MEASURES = {
+    "time": "seconds",
+    "temporaries": "temporaries",
+    "peak": "growth",
+    "rise": "rise",
+}
 Data = dict[str, Any]
 Row = dict[str, Any]
 
@@ -38,7 +43,9 @@ def as_markdown(data: Data) -> str:
         "better. Temporaries are what XLA keeps for them; the peak is how far the "
         "resident set of a process of its own rises, from before the first run to its "
         "highest in the second, results included, when what compiling had has been "
-        "given back. Repeat with `make bench`.",
+        "given back. The rise is the part of it that comes with the second run: the "
+        "rest are results of the first, and compiled programs. Repeat with `make "
+        "bench`.",
         "",
         *_promises(data),
     ]
@@ -63,11 +70,11 @@ def _table(comparison: Data) -> list[str]:
     ]
     columns = dict(MEASURES)
     if not comparison["memory"]:
-        del columns["peak"]
+        del columns["peak"], columns["rise"]
     columns = {
         title: key
         for title, key in columns.items()
-        if any(row[key] is not None for row in rows)
+        if any(row.get(key) is not None for row in rows)
     }
     titles = [t for title in columns for t in (title, _unit(columns[title]))]
     cells = [
@@ -181,7 +188,8 @@ def _of_fit(backend: str, rows: Rows) -> Claims:
     reports = rows.get("keras_logits, fused, jit, all reports")
     if reports:
         for word, key in MEASURES.items():
-            yield f"fit, {word} with all reports", reports[key] / fused[key], 1.03
+            if key in fused:
+                yield f"fit, {word} with all reports", reports[key] / fused[key], 1.03
 
 
 def _of_budgets(backend: str, rows: Rows) -> Claims:

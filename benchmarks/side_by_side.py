@@ -77,11 +77,13 @@ class Measured(NamedTuple):
     """Of one contender: bytes of memory, and the median time in seconds.
 
     `growth` is how far the peak of the resident set in a second run, results included,
-    lies above what was resident when the first contender of its process was ready.
+    lies above what was resident when the first contender of its process was ready;
+    `rise`, above what was resident just before that run.
     """
 
     temporaries: int | None
     growth: int
+    rise: int
     seconds: float = 0.0
 
 
@@ -160,9 +162,10 @@ def first_runs(
             entry.run()
             give_back_what_is_free()
             forget_peak()
+            compiled = memory("VmRSS")
             entry.run()
-            growth = memory("VmHWM") - before
-            found[name] = Measured(entry.temporaries(), growth)
+            peak = memory("VmHWM")
+            found[name] = Measured(entry.temporaries(), peak - before, peak - compiled)
             entries[name] = entry
         except Exception as error:
             failures.append(f"{name}: {type(error).__name__}: {error}")

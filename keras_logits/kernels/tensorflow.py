@@ -174,8 +174,12 @@ def _function(run: functools.partial[Any], **options: Any) -> Callable[..., Any]
 
     TensorFlow counts tracings by the code that they are of, and would warn that one
     function was traced for each formula. A partial is counted by itself.
+
+    Loops are said by `keras.ops`: AutoGraph would find none, and keep what it rewrote.
     """
-    function: Callable[..., Any] = tf.function(run, reduce_retracing=True, **options)
+    function: Callable[..., Any] = tf.function(
+        run, reduce_retracing=True, autograph=False, **options
+    )
     return function
 
 
@@ -324,7 +328,9 @@ def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function, which takes tensors alone, by XLA."""
-    by_xla: Callable[..., Tensor] = tf.function(function, jit_compile=True)
+    by_xla: Callable[..., Tensor] = tf.function(
+        function, autograph=False, jit_compile=True
+    )
     return by_xla
 
 
