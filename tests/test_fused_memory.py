@@ -214,7 +214,16 @@ def test_a_training_step_holds_all_logits_only_if_it_is_plain(is_fused):
 # Memory as XLA counts it
 
 
-def temporaries(tokens, width=8, words=512, budget=None, reports=(), **options):
+def temporaries(
+    tokens,
+    width=8,
+    words=512,
+    budget=None,
+    reports=(),
+    softcap=None,
+    with_bias=True,
+    **options,
+):
     """Bytes beside inputs and results, and what the plan expects."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(tokens, width)).astype("float32")
@@ -226,7 +235,8 @@ def temporaries(tokens, width=8, words=512, budget=None, reports=(), **options):
 
     def run(features, kernel, bias, labels):
         labels = ops.one_hot(labels, words) if hot else labels
-        recipe = LinearLogits(Linear(features, kernel, bias), Squash(), False, budget)
+        linear = Linear(features, kernel, bias if with_bias else None)
+        recipe = LinearLogits(linear, Squash(softcap), False, budget)
         task = SoftmaxTask(labels, recipe, SoftmaxOptions(**options))
         return task.weighted(ops.ones(tokens), True, reports).value
 
@@ -273,6 +283,13 @@ def test_what_options_and_reports_cost_is_in_the_plan(options, reports):
     labels = plan.FLOAT * 512 * words * options.get("one_hot", False)
     # What is summed goes through arrays of a block of words.
     assert 0.75 * expected < size - labels <= 1.1 * expected
+
+
+@of_jax
+def test_a_soft_cap_keeps_no_array_of_its_own():
+    # A bias would hide it: scores with and without one are two arrays anyway.
+    of = {"words": 8 * BLOCK, "with_bias": False}
+    assert temporaries(512, softcap=2.0, **of)[0] <= temporaries(512, **of)[0] + 2**14
 
 
 @of_jax
