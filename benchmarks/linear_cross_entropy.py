@@ -12,6 +12,7 @@ lies above what was resident before the first. The cases:
     tokens    memory under a growing number of tokens
     fit       whole steps of `fit`, with a vocabulary of 65536
     evaluate  the same model's steps of `evaluate`
+    reports   short steps of `fit` with all reports, against none
     budgets   time under budgets of 1/4 to 1/32 of what tf.nn or optax keep
     chunks    chunks of 64 to 2048 tokens against the planned one
     valid     60 % of the tokens against all of them
@@ -21,7 +22,7 @@ lies above what was resident before the first. The cases:
 On JAX tokamax takes part if it is installed, as `make bench` does, in the form that it
 has for CPUs and GPUs: all logits are held, and computed again for the gradients.
 
-The cases take about 90 minutes on two quiet cores and 16 GB of memory, all together;
+The cases take about 95 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
 1 if a contender did not run.
 
@@ -195,30 +196,57 @@ def evaluate(backend: str, quick: bool) -> Iterator[Comparison]:
     return whole_steps("evaluate", backend, quick)
 
 
+OURS: Seat = {"form": FUSED, "jit": True, "fused": "auto"}
+NO_REPORTS: Seat = {"name": "keras_logits, fused, jit", **OURS}
+ALL_REPORTS: Seat = {"name": f"{NO_REPORTS['name']}, all reports", **OURS, "reports": 1}
+
+
 def whole_steps(run: str, backend: str, quick: bool) -> Iterator[Comparison]:
     if backend not in XLA:
         return
     sizes = (4, 64, 32, 8192) if quick else (8, 512, 256, 65536)
-    ours = {"form": FUSED, "jit": True, "fused": "auto"}
     seats: list[Seat] = [
         {"name": "Keras, jit", "form": KERAS, "jit": True},
-        {"name": "keras_logits, plain, jit", **ours, "fused": False},
-        {"name": "keras_logits, fused, jit", **ours},
-        {"name": "keras_logits, fused, jit, all reports", **ours, "reports": True},
+        {"name": "keras_logits, plain, jit", **OURS, "fused": False},
+        NO_REPORTS,
+        ALL_REPORTS,
     ]
     if backend == "tensorflow":
         seats += [
             {"name": "Keras, graph", "form": KERAS, "jit": False},
-            {"name": "keras_logits, fused, graph", **ours, "jit": False},
+            {"name": "keras_logits, fused, graph", **OURS, "jit": False},
         ]
-    sequences, length, width, classes = sizes
+    yield Comparison(
+        backend, shape_of(sizes), steps_of(run, sizes, seats), "Keras, jit", 5
+    )
+
+
+def reports(backend: str, quick: bool) -> Iterator[Comparison]:
+    """What is compared are a few percent: measured as that of `options` is."""
+    if backend not in XLA:
+        return
+    sizes = (4, 64, 32, 8192) if quick else (8, 448, 256, 16384)
+    seats = steps_of("fit", sizes, [NO_REPORTS, ALL_REPORTS])
     yield Comparison(
         backend,
-        f"{sequences} x {length} tokens, width {width}, vocabulary {classes}",
-        [{"kind": "fit", "run": run, "sizes": sizes, **seat} for seat in seats],
-        "Keras, jit",
-        5,
+        shape_of(sizes),
+        seats + seats[::-1],
+        NO_REPORTS["name"],
+        2 if quick else 30,
+        memory=False,
     )
+
+
+Sizes = tuple[int, int, int, int]
+
+
+def shape_of(sizes: Sizes) -> str:
+    sequences, length, width, classes = sizes
+    return f"{sequences} x {length} tokens, width {width}, vocabulary {classes}"
+
+
+def steps_of(run: str, sizes: Sizes, seats: list[Seat]) -> list[Seat]:
+    return [{"kind": "fit", "run": run, "sizes": sizes, **seat} for seat in seats]
 
 
 def budgets(backend: str, quick: bool) -> Iterator[Comparison]:
@@ -319,6 +347,7 @@ CASES = {
         tokens,
         fit,
         evaluate,
+        reports,
         budgets,
         chunks,
         valid,
