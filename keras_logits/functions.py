@@ -177,10 +177,11 @@ def linear_softmax_cross_entropy(
         features: `[..., D]`, floating. The products are accumulated in float32.
         kernel: `[D, V]`, or `[V, D]` with `transpose_kernel`.
         labels: `[...]` class ids from 0 to V - 1, or `[..., V]` distributions.
-        bias: `[V]`, added to the scores.
+        bias: `[V]`, added to the scores; -inf masks a class.
         sample_weight: the weight of each position, `[...]` or its leading axes.
         class_weight: a list over the classes or a dict of some of them.
-        label_smoothing: the share of each label that is spread evenly.
+        label_smoothing: the share of each label that is spread evenly, over the classes
+            that no bias masks. A product that is infinite makes the loss so.
         focal_gamma: how much easy positions are played down.
         z_loss: the weight of the penalty on the logits' logsumexp.
         ignore_index: positions with this label do not count.

@@ -15,7 +15,7 @@ def logits(squash, scores, bias=None):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
-@pytest.mark.parametrize("softcap", [0.5, 30.0])
+@pytest.mark.parametrize("softcap", [0.5, 30.0, 1e20])
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 30.0, 1e4])
 def test_it_is_right_at_every_scale(scale, softcap, temperature):
     scores = np.random.default_rng(0).normal(size=5001).astype("float32")
@@ -30,8 +30,11 @@ def test_it_is_right_at_every_scale(scale, softcap, temperature):
 
 def test_what_is_not_finite_is_capped_or_stays_nan():
     scores = np.array([np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0], "float32")
-    found = logits(Squash(2.0), scores)
-    np.testing.assert_allclose(found, [2, -2, np.nan, 2, -2, 0], rtol=2 * EPS)
+    expected = np.array([2, -2, np.nan, 2, -2, 0])
+    np.testing.assert_allclose(logits(Squash(2.0), scores), expected, rtol=2 * EPS)
+    scores[3:5] = np.inf, -np.inf  # not far from a cap that is as large
+    found = logits(Squash(2e30), scores)
+    np.testing.assert_allclose(found, 1e30 * expected, rtol=2 * EPS)
 
 
 def test_a_bias_is_added_before():

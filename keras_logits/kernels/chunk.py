@@ -67,7 +67,8 @@ class Classes(NamedTuple):
     def known_of(self, start: Any, width: int) -> tuple[Tensor | None, Tensor]:
         """Class weights, and which classes are open, before there are logits.
 
-        Only a bias masks a class: where products are infinite, so is the loss.
+        A class is masked by its bias. What else makes a logit -inf, a product out of
+        range, makes a smoothed loss infinite.
         """
         none = ops.zeros((width,), dtype=accurate_dtype(self.kernel.dtype))
         is_open = are_open(self.logits_of(none, start, width))

@@ -28,7 +28,10 @@ class Squash:
     def of_products(
         self, products: Tensor, bias: Tensor | None, *, by_xla: bool = False
     ) -> Tensor:
-        """The logits of products, to which a bias may have to be added first."""
+        """The logits of products, to which a bias may have to be added first.
+
+        `by_xla` is for what XLA compiles, to whom a form that is as exact costs less.
+        """
         if bias is not None:
             products = products + ops.cast(bias, products.dtype)
         return self._as_quotient(products) if by_xla else self.logits(products)
@@ -61,8 +64,8 @@ def _tanh_as_quotient(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     v = ops.clip(a, -10.0, 10.0) / 4.0  # beyond, tanh is 1 in float32
     square = v * v
-    above = v * (945.0 + square * (105.0 + square))
-    below = 945.0 + square * (420.0 + 15.0 * square)
+    above = v * (1.0 + square * (1.0 / 9.0 + square / 945.0))
+    below = 1.0 + square * (4.0 / 9.0 + square / 63.0)
     for _ in range(2):
         above, below = 2.0 * above * below, above * above + below * below
     return above, below
