@@ -197,8 +197,12 @@ def evaluate(backend: str, quick: bool) -> Iterator[Comparison]:
 
 
 OURS: Seat = {"form": FUSED, "jit": True, "fused": "auto"}
-NO_REPORTS: Seat = {"name": "keras_logits, fused, jit", **OURS}
-ALL_REPORTS: Seat = {"name": f"{NO_REPORTS['name']}, all reports", **OURS, "reports": 1}
+NO_REPORTS: Seat = {**OURS, "name": "keras_logits, fused, jit"}
+ALL_REPORTS: Seat = {
+    **OURS,
+    "name": "keras_logits, fused, jit, all reports",
+    "reports": True,
+}
 
 
 def whole_steps(run: str, backend: str, quick: bool) -> Iterator[Comparison]:
