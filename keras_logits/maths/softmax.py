@@ -230,7 +230,7 @@ class SoftmaxFormula:
         gradient = gradient - ops.where(hot, found.drop, ops.zeros_like(found.drop))
         if found.spread is not None:
             spread = found.spread if columns is None else found.spread * columns
-            is_open = are_open(z) if open_classes is None else open_classes
+            is_open = are_open(z, open_classes)
             gradient = gradient - ops.where(is_open, spread, ops.zeros_like(spread))
         none = ops.equal(found.weights, 0)
         return ops.where(none, ops.zeros_like(z), gradient)

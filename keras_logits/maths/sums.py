@@ -52,7 +52,7 @@ def sums_of(
         return ops.where(exp > 0, exp * (z - shift), ops.zeros_like(z))
 
     def where_open(z: Tensor, values: Tensor) -> Tensor:
-        is_open = are_open(z) if open_classes is None else open_classes
+        is_open = are_open(z, open_classes)
         return ops.where(is_open, values, ops.zeros((), dtype=z.dtype))
 
     def over_classes(terms: Callable[..., Tensor]) -> Tensor:
@@ -77,8 +77,9 @@ def highest_of(z: Tensor, axis: int) -> Tensor:
     return ops.stop_gradient(ops.amax(z, axis=axis, keepdims=True))
 
 
-def are_open(z: Tensor) -> Tensor:
-    return ops.not_equal(z, -float("inf"))
+def are_open(z: Tensor, known: Tensor | None = None) -> Tensor:
+    """Which classes are not masked: by their logits, unless it is known already."""
+    return ops.not_equal(z, -float("inf")) if known is None else known
 
 
 def merged(one: Sums, other: Sums) -> Sums:
