@@ -12,7 +12,7 @@ lies above what was resident before the first. The cases:
     tokens    memory under a growing number of tokens
     fit       whole steps of `fit`, with a vocabulary of 65536
     evaluate  the same model's steps of `evaluate`
-    reports   short steps of `fit` with all reports, against none
+    reports   steps of `fit` with all reports, against none
     budgets   time under budgets of 1/4 to 1/32 of what tf.nn or optax keep
     chunks    chunks of 64 to 2048 tokens against the planned one
     valid     60 % of the tokens against all of them
@@ -22,7 +22,7 @@ lies above what was resident before the first. The cases:
 On JAX tokamax takes part if it is installed, as `make bench` does, in the form that it
 has for CPUs and GPUs: all logits are held, and computed again for the gradients.
 
-The cases take about 95 minutes on two quiet cores and 16 GB of memory, all together;
+The cases take about 100 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
 1 if a contender did not run.
 
@@ -208,7 +208,7 @@ ALL_REPORTS: Seat = {
 def whole_steps(run: str, backend: str, quick: bool) -> Iterator[Comparison]:
     if backend not in XLA:
         return
-    sizes = (4, 64, 32, 8192) if quick else (8, 512, 256, 65536)
+    sizes = sizes_of_steps(quick)
     seats: list[Seat] = [
         {"name": "Keras, jit", "form": KERAS, "jit": True},
         {"name": "keras_logits, plain, jit", **OURS, "fused": False},
@@ -229,19 +229,22 @@ def reports(backend: str, quick: bool) -> Iterator[Comparison]:
     """What is compared are a few percent: measured as that of `options` is."""
     if backend not in XLA:
         return
-    sizes = (4, 64, 32, 8192) if quick else (8, 448, 256, 16384)
-    seats = steps_of("fit", sizes, [NO_REPORTS, ALL_REPORTS])
+    seats = steps_of("fit", sizes_of_steps(quick), [NO_REPORTS, ALL_REPORTS])
     yield Comparison(
         backend,
-        shape_of(sizes),
+        shape_of(sizes_of_steps(quick)),
         seats + seats[::-1],
         NO_REPORTS["name"],
-        2 if quick else 30,
+        2 if quick else 20,
         memory=False,
     )
 
 
 Sizes = tuple[int, int, int, int]
+
+
+def sizes_of_steps(quick: bool) -> Sizes:
+    return (4, 64, 32, 8192) if quick else (8, 512, 256, 65536)
 
 
 def shape_of(sizes: Sizes) -> str:
