@@ -11,7 +11,7 @@ EPS = float(np.finfo("float32").eps)
 
 def logits(squash, scores, bias=None):
     scores = ops.convert_to_tensor(scores)
-    return ops.convert_to_numpy(squash.of_products(scores, bias, by_xla=True))
+    return ops.convert_to_numpy(squash.of_products(scores, bias, as_quotient=True))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.3])

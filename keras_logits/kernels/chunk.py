@@ -52,7 +52,8 @@ class Classes(NamedTuple):
     def logits_of(self, products: Tensor, start: Any, width: int) -> Tensor:
         """The logits of a block, from the products of features and kernel."""
         bias = _of_block(self.bias, start, width)
-        return self.squash.of_products(products, bias, by_xla=True)
+        of_products = self.squash.of_products
+        return of_products(products, bias, as_quotient=self.plan.in_blocks)
 
     def place_for_logits(self) -> Tensor:
         """What `Kept.whole` is to be written into. Its values are read by nobody.
