@@ -233,9 +233,9 @@ def reports(backend: str, quick: bool) -> Iterator[Comparison]:
     yield Comparison(
         backend,
         shape_of(sizes_of_steps(quick)),
-        seats + seats[::-1],
+        2 * (seats + seats[::-1]),
         NO_REPORTS["name"],
-        2 if quick else 20,
+        2 if quick else 10,
         memory=False,
     )
 
@@ -304,7 +304,7 @@ def valid(backend: str, quick: bool) -> Iterator[Comparison]:
     ]
     title = str(Problem(tokens, width, classes))
     yield Comparison(
-        backend, title, together(contenders), "all tokens", 3, memory=False
+        backend, title, together(contenders), "all tokens", 9, memory=False
     )
 
 

@@ -17,8 +17,8 @@ ABOUT = {
     "fit": "One step of `fit` of a language model: embedding, dense layer, head; SGD; "
     "float32.",
     "evaluate": "One step of `evaluate` of the same model.",
-    "reports": "Steps of `fit` with all reports against none, each twice in processes "
-    "of their own: many, since what is compared are a few percent.",
+    "reports": "Steps of `fit` with all reports against none, in four processes each: "
+    "what is compared are a few percent, which two of the same program may differ by.",
     "budgets": "The fused loss with its gradients under memory budgets that are parts "
     "of what tf.nn or optax keep for temporaries, against these.",
     "chunks": "Tokens that are taken at a time, against the planned number.",

@@ -2,7 +2,8 @@
 
 The rank is found without going over all classes once more. The highest logit of each
 block is known from the sums, and a block that reaches the label's logit holds at least
-one class before it: as many such blocks as decide about the rank are read again.
+one class before it. Where `FIRST` blocks do, no more need be known; for other tokens
+these few and the label's own are read again.
 """
 
 from typing import Any, NamedTuple
@@ -40,36 +41,48 @@ class Kept(NamedTuple):
         whole = ops.reshape(ops.transpose(self.whole, (1, 0, 2)), (tokens, -1))
         return whole if self.rest is None else ops.concatenate([whole, self.rest], 1)
 
-    def of_tokens(self, blocks: Tensor) -> Tensor:
-        """The logits of each token in a block of its own, `[tokens, columns]`."""
-        _, tokens, columns = self.whole.shape
+    def of_tokens(self, tokens: Tensor, blocks: Tensor) -> Tensor:
+        """The logits of tokens, each in a block of its own, `[tokens, columns]`."""
+        _, chunk, columns = self.whole.shape
         rows = ops.reshape(self.whole, (-1, columns))
-        return ops.take(
-            rows, blocks * tokens + ops.arange(tokens, dtype="int32"), axis=0
-        )
+        return ops.take(rows, blocks * chunk + tokens, axis=0)
 
 
 def rank_of(label: Label, kept: Kept) -> Tensor:
     """How many classes come before the label's: exact, or at least `FIRST`."""
     blocks, _, columns = kept.whole.shape
-    own_block = label.id // columns
-    ahead = come_before(kept.peaks, ids_of(0, blocks), label.logit, own_block)
+    own_block, ids = label.id // columns, ids_of(0, blocks)
+    ahead = come_before(kept.peaks, ids, label.logit, own_block)
+    late = ops.sum(ahead, axis=1, keepdims=True) >= FIRST
     # The label's own block is read for certain, whether or not a class in it is ahead.
-    ahead = ops.where(ops.equal(ids_of(0, blocks), own_block), 2.0, ahead)
-    reads = min(FIRST + 1, blocks)
-    _, which = ops.top_k(ahead, reads)
-    which = ops.cast(which, "int32")
-
-    def add(i: Tensor, rank: Tensor) -> Tensor:
-        block = ops.squeeze(block_of(which, i, 1, axis=1), 1)
-        ids = ids_of(block[:, None] * columns, columns)
-        return rank + _count(come_before(kept.of_tokens(block), ids, *label))
-
-    rank = ops.fori_loop(0, reads, add, ops.zeros_like(label.logit))
+    asked = ops.where(ops.equal(ids, own_block), 1.0, ahead)
+    rank = _count_in_blocks(ops.where(late, 0.0, asked), label, kept)
+    rank = rank + FIRST * ops.cast(late, rank.dtype)
     if kept.rest is None:
         return rank
     ids = ids_of(blocks * columns, kept.rest.shape[1])
     return rank + _count(come_before(kept.rest, ids, *label))
+
+
+def _count_in_blocks(asked: Tensor, label: Label, kept: Kept) -> Tensor:
+    """How many classes come before the label's in its `FIRST` blocks that are asked."""
+    blocks, tokens, columns = kept.whole.shape
+    most = min(FIRST, blocks)
+    asked, which = (ops.reshape(x, (-1,)) for x in ops.top_k(asked, most))
+    # Blocks that are asked, of whatever tokens, come first, and the loop ends there. Of
+    # others it may read some, which hold nothing that counts, or are of a late token.
+    order = ops.argsort(-asked)
+
+    def add(i: Tensor, counts: Tensor) -> Tensor:
+        place = block_of(order, i * tokens, tokens, axis=0)
+        token, block = place // most, ops.cast(ops.take(which, place), "int32")
+        of_token = Label(*(ops.take(values, token, axis=0) for values in label))
+        ids = ids_of(block[:, None] * columns, columns)
+        count = _count(come_before(kept.of_tokens(token, block), ids, *of_token))
+        return counts + ops.segment_sum(count, token, tokens)
+
+    rounds = (ops.cast(ops.sum(asked), "int32") + tokens - 1) // tokens
+    return ops.fori_loop(0, rounds, add, ops.zeros_like(label.logit))
 
 
 def _count(ones: Tensor) -> Tensor:
