@@ -22,7 +22,7 @@ lies above what was resident before the first. The cases:
 On JAX tokamax takes part if it is installed, as `make bench` does, in the form that it
 has for CPUs and GPUs: all logits are held, and computed again for the gradients.
 
-The cases take about 100 minutes on two quiet cores and 16 GB of memory, all together;
+The cases take about 105 minutes on two quiet cores and 16 GB of memory, all together;
 `--quick` runs them at small sizes in 2 or 3, and its figures mean nothing. Exit status
 1 if a contender did not run.
 
