@@ -229,10 +229,11 @@ def reports(backend: str, quick: bool) -> Iterator[Comparison]:
     """What is compared are a few percent: measured as that of `options` is."""
     if backend not in XLA:
         return
-    seats = steps_of("fit", sizes_of_steps(quick), [NO_REPORTS, ALL_REPORTS])
+    sizes = sizes_of_steps(quick)
+    seats = steps_of("fit", sizes, [NO_REPORTS, ALL_REPORTS])
     yield Comparison(
         backend,
-        shape_of(sizes_of_steps(quick)),
+        shape_of(sizes),
         2 * (seats + seats[::-1]),
         NO_REPORTS["name"],
         2 if quick else 10,

@@ -52,8 +52,9 @@ class Classes(NamedTuple):
     def logits_of(self, products: Tensor, start: Any, width: int) -> Tensor:
         """The logits of a block, from the products of features and kernel."""
         bias = _of_block(self.bias, start, width)
-        of_products = self.squash.of_products
-        return of_products(products, bias, as_quotient=self.plan.in_blocks)
+        # Not in blocks is on an accelerator, where the quotient costs more.
+        as_quotient = self.plan.in_blocks
+        return self.squash.of_products(products, bias, as_quotient=as_quotient)
 
     def place_for_logits(self) -> Tensor:
         """What `Kept.whole` is to be written into. Its values are read by nobody.

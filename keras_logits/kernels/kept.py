@@ -53,7 +53,7 @@ def rank_of(label: Label, kept: Kept) -> Tensor:
     blocks, _, columns = kept.whole.shape
     own_block, ids = label.id // columns, ids_of(0, blocks)
     ahead = come_before(kept.peaks, ids, label.logit, own_block)
-    late = ops.sum(ahead, axis=1, keepdims=True) >= FIRST
+    late = _count(ahead) >= FIRST
     # The label's own block is read for certain, whether or not a class in it is ahead.
     asked = ops.where(ops.equal(ids, own_block), 1.0, ahead)
     rank = _count_in_blocks(ops.where(late, 0.0, asked), label, kept)
