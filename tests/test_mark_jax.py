@@ -4,7 +4,6 @@ An id is used again as soon as its tracer died. A mark must die with its tracer,
 nothing that a mark holds may outlive the trace.
 """
 
-import dataclasses
 import gc
 import os
 import subprocess
@@ -51,10 +50,10 @@ def marks_and_more(x, kept):
     for i in range(4):
         unmarked.append(x + i)
         z = x * i
-        mark(z, Mark("softmax", features=x))
+        mark(z, Mark("softmax", logits=x))
         marked.append(z)
         in_a_cycle([z, i])
-    assert all(origin_of(z).features is x for z in marked)
+    assert all(origin_of(z).logits is x for z in marked)
     kept.extend(origin_of(tensor) for tensor in unmarked)
     kept.extend(origin_of(tensor + 1) for tensor in marked)
     return sum(marked)
@@ -109,7 +108,7 @@ def test_an_entry_of_another_tensor_is_not_read(table):
         one, other = x + 1, x + 2
         mark(one, Mark("softmax"))
         reference, entry = table[id(one)]
-        table[id(other)] = reference, dataclasses.replace(entry, owner=id(other))
+        table[id(other)] = reference, entry
         assert origin_of(other) is None
         return x
 

@@ -91,7 +91,7 @@ def _weighted_linear(
     summed: bool,
     figures: tuple[str, ...],
 ) -> Weighted:
-    features, kernel, bias = scores.linear
+    (features, kernel, bias), known = scores.linear, scores.known
     # Without what is only there to be read: the plan keys compiled functions.
     planned = plan_of(scores, buffers_of(formula))
     plan = replace(planned, tokens=None, why="")
@@ -106,6 +106,7 @@ def _weighted_linear(
         ops.reshape(weights, (-1,)),
         *constants,
         summed,
+        None if known is None else ops.reshape(known, (-1, scores.classes)),
     )
     shape = list(ops.shape(weights))
     if not summed:

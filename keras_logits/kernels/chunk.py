@@ -93,16 +93,25 @@ def evaluated(
     labels: Tensor,
     weights: Tensor,
     begun: dict[str, Tensor],
+    known: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Losses, the named figures, and the gradients that were begun.
 
-    Without a place for its logits the chunk is gone over once, which is enough for the
-    losses of a closed formula.
+    Logits that are known are not computed from the features. Without a place for its
+    logits the chunk is gone over once, which is enough for the losses of a closed
+    formula.
     """
     totals, true = dict(begun), softmax.true_classes(labels)
     place = totals.pop(LOGITS, None)
+
+    def logits_of(start: Any, width: int) -> Tensor:
+        if known is not None:
+            return block_of(known, start, width, axis=1)
+        products = verbs.matmul(x, classes.kernel_of(start, width))
+        return classes.logits_of(products, start, width)
+
     kept, sums, own = _summed(
-        classes, softmax, verbs, x, true, place, watched=bool(names)
+        classes, softmax, logits_of, true, place, watched=bool(names)
     )
     if softmax.closed:
         found = softmax.positions(labels, own, weights, sums, classes.weights)
@@ -139,8 +148,7 @@ def _out_of(gradient: Tensor) -> GradientOf:
 def _summed(
     classes: Classes,
     softmax: SoftmaxFormula,
-    verbs: Verbs,
-    x: Tensor,
+    logits_of: Callable[[Any, int], Tensor],
     true: Tensor,
     place: Tensor | None,
     *,
@@ -153,8 +161,7 @@ def _summed(
         return softmax.sums(z, *classes.known_of(start, width), entropy=watched)
 
     def add(start: Any, width: int, carry: dict[str, Any]) -> dict[str, Any]:
-        products = verbs.matmul(x, classes.kernel_of(start, width))
-        z = classes.logits_of(products, start, width)
+        z = logits_of(start, width)
         carry, sums = dict(carry), sums_of(z, start, width)
         if width < columns:
             carry["rest"] = z
@@ -171,13 +178,14 @@ def _summed(
         carry["sums"] = merged(carry["sums"], sums)
         return carry
 
-    own = ops.zeros((x.shape[0], 1), dtype=accurate_dtype(x.dtype))
+    tokens, dtype = true.shape[0], accurate_dtype(classes.kernel.dtype)
+    own = ops.zeros((tokens, 1), dtype=dtype)
     carry = {"own": own, "sums": of_no_classes(sums_of(own, 0, 1))}
     if place is not None:
         carry["whole"] = place
     if watched:
         blocks = classes.plan.vocabulary // columns
-        carry["peaks"] = ops.zeros((x.shape[0], blocks), dtype=own.dtype)
+        carry["peaks"] = ops.zeros((tokens, blocks), dtype=own.dtype)
     found = fold_blocks(add, carry, classes.plan.vocabulary, columns)
     kept = Kept(*(found.get(name) for name in Kept._fields))
     return kept, found["sums"], found["own"]

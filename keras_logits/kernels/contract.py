@@ -67,12 +67,15 @@ class LinearLogits:
         squash: soft-cap and temperature.
         transposed: whether the kernel is `[V, D]`, as the matrix of an Embedding is.
         memory_budget: bytes beside inputs and gradients; None for a default.
+        known: the logits, where they have values already. Losses then follow from
+            these, and the operands are only what gradients are passed on to.
     """
 
     linear: Linear
     squash: Squash
     transposed: bool = False
     memory_budget: int | None = None
+    known: Tensor | None = None
 
     @property
     def classes(self) -> int:

@@ -113,8 +113,9 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    batch = (linear, labels, weights, class_weights)
+    batch = (linear, labels, weights, class_weights, known)
     found: tuple[Tensor, Tensor | None] = _linear(formula, summed, *batch)
     return found
 
@@ -159,8 +160,8 @@ def _linear_backward(
     linear = batch[0]
     if not summed:
         wanted = Wanted(*(want is not None for want in gradients))
-        _, labels, weights, class_weights = batch
-        batch = (linear, labels, weights * up, class_weights)
+        _, labels, weights, *rest = batch
+        batch = (linear, labels, weights * up, *rest)
         unwatched = replace(formula, figures=())
         gradients = pass_over(unwatched, wanted, _VERBS, *batch).gradients
         up = jnp.ones_like(losses, shape=())
@@ -170,7 +171,7 @@ def _linear_backward(
             for g, x in zip(gradients, linear, strict=True)
         )
     )
-    return by_linear, None, upstream[0] * losses, None
+    return by_linear, None, upstream[0] * losses, None, None
 
 
 _linear.defvjp(_linear_forward, _linear_backward, symbolic_zeros=True)

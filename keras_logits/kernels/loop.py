@@ -71,8 +71,12 @@ def pass_over(
     labels: Tensor,
     weights: Tensor,
     class_weights: Tensor | None,
+    known: Tensor | None = None,
 ) -> Found:
-    """Losses, and the gradients of their weighted sum, of `[N, D]` features."""
+    """Losses, and the gradients of their weighted sum, of `[N, D]` features.
+
+    Logits that are known, `[N, V]`, are read and not computed.
+    """
     features, kernel, bias = linear
     plan, dtype = formula.plan, accurate_dtype(features.dtype)
     classes = Classes(
@@ -95,15 +99,19 @@ def pass_over(
         w = ops.take(weights, rows, axis=0)
         w = ops.where(place < count, w, ops.zeros_like(w))
         counted = ops.not_equal(w, 0)
-        x = ops.take(features, rows, axis=0)
-        x = ops.where(counted[:, None], x, ops.zeros_like(x))
+
+        def of_rows(values: Tensor) -> Tensor:
+            values = ops.take(values, rows, axis=0)
+            return ops.where(counted[:, None], values, ops.zeros_like(values))
+
+        x, z = of_rows(features), None if known is None else of_rows(known)
         y = ops.take(labels, rows, axis=0)
 
         begun = {name: totals[name] for name in totals if name in HANDED_ON}
         if wanted.features:
             begun["features"] = ops.zeros_like(x, dtype=dtype)
         of_chunk = (classes, formula.softmax, formula.figures, verbs)
-        found = evaluated(*of_chunk, x, y, w, begun)
+        found = evaluated(*of_chunk, x, y, w, begun, z)
 
         def placed(name: str, values: Tensor) -> Tensor:
             some = counted if len(values.shape) == 1 else counted[:, None]

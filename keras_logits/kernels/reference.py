@@ -41,9 +41,10 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     scores = LinearLogits(linear, formula.squash, formula.transposed)
-    logits = logits_of(scores, matmul)
+    logits = logits_of(scores, matmul) if known is None else known
     batch = (labels, logits, weights, (class_weights,))
     value = weighted(formula.softmax, *batch, summed)
     if not formula.figures:

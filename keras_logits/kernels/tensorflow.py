@@ -228,6 +228,7 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The losses of a fused pass; their gradients come with them if a tape watches.
 
@@ -245,7 +246,7 @@ def weighted_linear(
         given = Linear(features, kernel, bias[0] if bias else None)
         with record.stop_recording():
             compiled = _compiled_pass(formula, at_once)
-            found = compiled(given, labels, weights, class_weights)
+            found = compiled(given, labels, weights, class_weights, known)
 
         def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
             gradients, up = found.gradients, upstream
@@ -254,7 +255,7 @@ def weighted_linear(
                 up = tf.ones((), upstream.dtype)
                 with record.stop_recording():
                     again = _compiled_pass(replace(formula, figures=()), asked)
-                    batch = (given, labels, weights * upstream, class_weights)
+                    batch = (given, labels, weights * upstream, class_weights, known)
                     gradients = again(*batch).gradients
             inputs = [weights, features, kernel, *bias]
             return [
@@ -303,6 +304,7 @@ def _pass_over(
     labels: Tensor,
     weights: Tensor,
     class_weights: Tensor | None,
+    known: Tensor | None,
 ) -> Found:
     """The pass, with a token of weight 0 in a batch that turns out to be empty.
 
@@ -315,7 +317,8 @@ def _pass_over(
         return tf.pad(rows, [[0, missing], *([0, 0] for _ in rows.shape[1:])])
 
     rows = linear._replace(features=filled(linear.features))
-    batch = (rows, filled(labels), filled(weights), class_weights)
+    known = None if known is None else filled(known)
+    batch = (rows, filled(labels), filled(weights), class_weights, known)
     losses, gradients, seen = pass_over(formula, wanted, verbs, *batch)
     if gradients.features is not None:
         gradients = gradients._replace(features=gradients.features[:tokens])
@@ -361,4 +364,7 @@ def device() -> str:
 
 
 def is_concrete(tensor: Tensor) -> bool:
-    return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
+    if tf.is_symbolic_tensor(tensor):
+        return False
+    # A tensor that was made outside of a graph has its values in it, too.
+    return tf.executing_eagerly() or isinstance(tensor, tf.Tensor)

@@ -150,8 +150,10 @@ def weighted_linear(
     weights: Tensor,
     class_weights: Tensor | None,
     summed: bool,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    arguments = (weights, labels, class_weights, formula, summed)
+    known = None if known is None else known.detach()
+    arguments = (weights, labels, class_weights, known, formula, summed)
     found: tuple[Tensor, Tensor | None] = _Linear.apply(*linear, *arguments)
     return found
 
@@ -159,14 +161,14 @@ def weighted_linear(
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        *linear, weights, labels, class_weights, formula, summed = arguments
+        *linear, weights, labels, class_weights, known, formula, summed = arguments
         if ctx.needs_input_grad[4]:
             raise ValueError(NO_GRADIENT_BY_LABELS)
         wanted = Wanted(*ctx.needs_input_grad[:3])
         at_once = wanted if summed else NOTHING
-        batch = (Linear(*linear), labels, weights, class_weights)
+        batch = (Linear(*linear), labels, weights, class_weights, known)
         found = _pass_over(formula, at_once, *batch)
-        saved = (*linear, weights, labels, class_weights, found.losses)
+        saved = (*linear, weights, labels, class_weights, known, found.losses)
         ctx.save_for_backward(*saved, *found.gradients)
         ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
         values = counted(found.losses, weights)
@@ -178,11 +180,11 @@ class _Linear(torch.autograd.Function):
     @torch.compiler.disable  # it mixes up which gradient is whose
     def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: a checkpoint counts how often
-        *linear, weights, labels, class_weights = saved[:6]
-        losses, *gradients = saved[6:]
+        *linear, weights, labels, class_weights, known = saved[:7]
+        losses, *gradients = saved[7:]
         up = upstream
         if not ctx.summed:
-            batch = (Linear(*linear), labels, weights * upstream, class_weights)
+            batch = (Linear(*linear), labels, weights * upstream, class_weights, known)
             unwatched = replace(ctx.formula, figures=())
             with torch.no_grad():
                 gradients = _pass_over(unwatched, ctx.wanted, *batch).gradients
@@ -193,7 +195,7 @@ class _Linear(torch.autograd.Function):
             for x, g in zip(linear, gradients, strict=True)
         ]
         by_weights = _NotAgain.apply(upstream * losses, *inputs)
-        return *by_linear, by_weights, None, None, None, None
+        return *by_linear, by_weights, None, None, None, None, None
 
 
 def _rounded_product(up: Tensor, gradient: Tensor, like: Tensor) -> Tensor:
@@ -231,6 +233,7 @@ def _loop(
     labels: Tensor,
     weights: Tensor,
     class_weights: Tensor | None,
+    known: Tensor | None,
 ) -> Found:
     features, kernel, bias = linear
     dtype = torch.promote_types(features.dtype, torch.float32)
@@ -248,12 +251,15 @@ def _loop(
     by_features, by_kernel, by_bias = sums
     for rows in weights.nonzero().squeeze(1).split(formula.plan.chunk):
         x = features[rows].to(factor)
-        scores = (
-            torch.mm(x, used, **wide)
-            if bias is None
-            else torch.addmm(bias.to(dtype), x, used, **wide)
-        )
-        logits = formula.squash.logits(scores)
+        if known is None:
+            scores = (
+                torch.mm(x, used, **wide)
+                if bias is None
+                else torch.addmm(bias.to(dtype), x, used, **wide)
+            )
+            logits = formula.squash.logits(scores)
+        else:
+            logits = known[rows]
         batch = (labels[rows], logits, weights[rows])
         found = _evaluate(formula.softmax, *batch, (class_weights,), any(wanted))
         losses[rows] = found.losses

@@ -1,19 +1,16 @@
-"""Whether a loss goes from the features to its value without holding the logits."""
+"""Whether a loss is computed from the operands of the logits instead of from them."""
 
 import warnings
 from dataclasses import replace
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Tensor
-from keras_logits.kernels import is_concrete, logits_of
-from keras_logits.kernels.contract import Linear, LinearLogits
+from keras_logits.kernels import tensors
+from keras_logits.kernels.contract import LinearLogits
 from keras_logits.objects.predictions import Scores
-from keras_logits.provenance import Mark
 
 FUSED_FROM = 8192
 """Classes from which "auto" takes the fused pass.
@@ -33,89 +30,90 @@ def check_fused(fused: object) -> None:
 
 
 def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
-    """The recipe behind marked logits, if the loss is to be computed from that.
+    """The operands of marked logits, if the loss is to be computed from them.
 
     Raises:
         ValueError: if the loss insists on it and it is not possible.
     """
     if owner.fused is False or in_symbolic_scope():
         return None
-    mark = scores.mark
-    if mark is None or mark.head is None or mark.features is None:
-        mark = None
-    if owner.fused == "auto" and (mark is None or not _pays(scores.values)):
+    head = None if scores.mark is None else scores.mark.head
+    of_head = head is not None and head.makes_logits
+    if owner.fused == "auto" and not (of_head and _pays(scores.values)):
         return None
-    found, obstacle = _recipe(owner, mark)
-    if obstacle is not None and owner.fused is True:
+    proved, obstacle = _proved(scores) if of_head else (None, _NO_HEAD)
+    obstacle = obstacle or _not_covered(owner, scores)
+    if obstacle is None and proved is not None:
+        return replace(proved, memory_budget=owner.memory_budget)
+    if owner.fused is True:
         raise ValueError(
             "`fused=True` asks for a loss that never holds the logits. Received: "
             f"{obstacle} Write fused='auto' to run plain there."
         )
-    if obstacle is not None and not owner._warned_of_plain:
+    if not owner._warned_of_plain:
         owner._warned_of_plain = True
         warnings.warn(
             f"`fused='auto'` runs plain here, and holds all logits: {obstacle} "
-            "Write fused=False to be told no more.",
+            "Pass fused=False to silence this warning.",
             stacklevel=5,
         )
-    if found is not None and is_concrete(scores.values):
-        _check_unchanged(found, scores.values)
-    return found
+    return None
 
 
-def _check_unchanged(recipe: LinearLogits, logits: Tensor) -> None:
-    """Refuses a recipe that no longer gives the logits: their first row tells."""
-    if 0 in logits.shape:
-        return
-    features, kernel, bias = recipe.linear
-    first = ops.reshape(features, (-1, features.shape[-1]))[:1]
-    again = logits_of(replace(recipe, linear=Linear(first, kernel, bias)))
-    row = ops.convert_to_numpy(ops.reshape(logits, (-1, logits.shape[-1]))[0])
-    again = ops.convert_to_numpy(again[0])
-    finite = row[np.isfinite(row)]
-    rounding = 1e-3 * np.abs(finite).max(initial=1e-30)
-    if not np.allclose(again, row, rtol=0, atol=rounding, equal_nan=True):
-        raise ValueError(
-            "`fused=True` computes the logits again, from the features and weights of "
-            "the head. Received: features or weights that have changed since the head "
-            "made `y_pred`. Call the loss before they change, or write fused=False."
+_NO_HEAD = "scores of no LogitsHead. End the model with LogitsHead(units)."
+Proved = tuple[LinearLogits, None] | tuple[None, str]
+
+
+def _proved(scores: Scores) -> Proved:
+    """The operands that are proved to give the logits at hand, or why there are none.
+
+    The mark was read from the very tensor that the head made, so it names the operands
+    of that tensor. Deferred logits (a trace of TensorFlow or JAX) cannot change between
+    the head and the loss, nor can their operands: computing them again gives the same.
+    All other logits have values already, and changes that nothing counts are possible.
+    So those values are used, and operands only say where gradients go; a change that
+    torch counts would make that wrong, as in any backward pass.
+    """
+    logits, recipe = scores.values, scores.mark.recipe  # type: ignore[union-attr]
+    if recipe is None:
+        return None, "logits that the head computed in a way of its own."
+    if not recipe.is_unchanged:
+        return None, (
+            "features or weights that were changed in place after the head made "
+            "`y_pred`. Call the loss before they change."
         )
+    if tensors.gradient_is_seen(logits):
+        return None, "logits whose own gradient is wanted, by a hook or retain_grad()."
+    linear = scores.mark.head.with_frozen(recipe.linear.linear)  # type: ignore[union-attr]
+    if tensors.is_deferred(logits):
+        return replace(recipe.linear, linear=linear), None
+    linear = tensors.linked_like(logits, linear)
+    return replace(recipe.linear, linear=linear, known=logits), None
 
 
 def _pays(logits: Tensor) -> bool:
     # Logits that were computed already cost no memory any more.
-    return logits.shape[-1] >= FUSED_FROM and not is_concrete(logits)
+    return bool(logits.shape[-1] >= FUSED_FROM and tensors.is_deferred(logits))
 
 
-Recipe = tuple[LinearLogits, None] | tuple[None, str]
-
-
-def _recipe(owner: Any, mark: Mark | None) -> Recipe:
-    """The recipe, or why there is none and what to write."""
-    if mark is None:
-        return None, "scores of no LogitsHead. End the model with LogitsHead(units)."
-    rank = len(mark.features.shape)  # type: ignore[union-attr]
+def _not_covered(owner: Any, scores: Scores) -> str | None:
+    """What a fused pass cannot do, of all that is asked."""
+    rank = len(scores.values.shape)
     if owner._options.axis not in (-1, rank - 1):
-        return None, f"axis={owner._options.axis}. Write axis=-1."
+        return f"axis={owner._options.axis}. Write axis=-1."
     if owner._given_dtype not in (None, "float32"):
-        return None, f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
-    if _is_distributed():
-        return None, (
+        return f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
+    if keras.distribution.distribution() is not None:
+        return (
             "a keras.distribution, under which each chunk would be gathered from all "
             "devices."
         )
-    found: Recipe = mark.head.recipe(mark, owner.memory_budget)
+    found: str | None = scores.mark.head.obstacle()  # type: ignore[union-attr]
     return found
 
 
-def _is_distributed() -> bool:
-    return keras.distribution.distribution() is not None
-
-
-def usable_kernel(kernel: Any, shape: tuple[int, int], layer: Any) -> str | None:
-    """Why a kernel cannot be read as it is, if that is so."""
-    if tuple(kernel.shape) != shape:
-        return f"a kernel of shape {tuple(kernel.shape)}, not {shape}. Build it anew."
+def unusable_kernel(layer: Any) -> str | None:
+    """Why the kernel of a layer cannot be read as it is, if that is so."""
     if getattr(layer, "quantization_mode", None) is not None:
         return f"a quantised {layer.name!r}. Train before you quantise."
     if getattr(layer, "lora_enabled", False):

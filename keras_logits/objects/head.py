@@ -10,16 +10,18 @@ from keras import ops
 from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask, set_keras_mask
 from keras_logits._typing import Activation, Tensor
+from keras_logits.kernels import tensors
 from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.labels import is_float
 from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
 from keras_logits.maths.squash import Squash
-from keras_logits.objects.fusing import usable_kernel
+from keras_logits.objects.fusing import unusable_kernel
 from keras_logits.objects.reports import Reports, checked_reports
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.objects.tied import Tie
+from keras_logits.objects.unread import LossesOfItsModel
 from keras_logits.options import check_positive
-from keras_logits.provenance import Mark, mark
+from keras_logits.provenance import Mark, Recipe, mark, recorded
 
 _RETURNS = ("logits", "probabilities")
 _OF_WEIGHTS = (
@@ -96,6 +98,7 @@ class LogitsHead:
 
     _keras: Any
     _exponential_of_mean: Any
+    makes_logits = True
 
     def __init__(
         self,
@@ -134,6 +137,7 @@ class LogitsHead:
         self.reports = checked_reports(reports, activation)
         self._reports = Reports(self.reports, self)
         self._trackers = self._reports.trackers  # Keras finds its metrics by attribute
+        self._compiled_losses = LossesOfItsModel(self)
         self._tie = Tie(tied_to)
         self.kernel_initializer = get.initializers.get(kernel_initializer)
         self.bias_initializer = get.initializers.get(bias_initializer)
@@ -202,17 +206,27 @@ class LogitsHead:
         logits = super().__call__(  # type: ignore[misc]
             inputs, returns="logits", **kwargs
         )
+        self._compiled_losses.look()
+        found = Mark(self.activation, head=self, recipe=self._recipe(inputs, logits))
         if wanted == "logits":
-            mark(logits, self._mark(inputs, logits))
+            mark(logits, found)
             return logits
         made = probabilities(logits, self.activation)
         set_keras_mask(made, get_keras_mask(logits))
-        mark(made, replace(self._mark(inputs, logits), logits=logits))
+        mark(made, replace(found, logits=logits))
         return made
 
-    def _mark(self, inputs: Tensor, logits: Tensor) -> Mark:
-        linear = None if kernels.is_concrete(logits) else self._linear(inputs)
-        return Mark(self.activation, head=self, features=inputs, linear=linear)
+    def _recipe(self, inputs: Tensor, logits: Tensor) -> Recipe | None:
+        """What the logits were computed from, if it is certain.
+
+        `logits_of` records that on the tensor that it makes. A rematerialised call
+        hands on another one, made in the same way, if no subclass has its own.
+        """
+        own, given = LogitsHead, type(self)
+        as_ours = given.call is own.call and given.logits_of is own.logits_of
+        if getattr(self, "_remat_mode", None) is not None and as_ours:
+            return Recipe.of(self._linear(inputs))
+        return recorded(logits)
 
     def call(self, inputs: Tensor, returns: str | None = None) -> Tensor:
         logits = self.logits_of(inputs)
@@ -230,23 +244,24 @@ class LogitsHead:
 
     def logits_of(self, inputs: Tensor) -> Tensor:
         """The formula, on features of any rank."""
-        return kernels.logits_of(self._linear(inputs))
+        linear = self._linear(inputs)
+        logits = kernels.logits_of(linear)
+        mark(logits, Mark(self.activation, head=self, recipe=Recipe.of(linear)))
+        return logits
 
-    def recipe(
-        self, mark: Mark, memory_budget: int | None
-    ) -> tuple[LinearLogits | None, str | None]:
-        """What the logits are made of, or why a loss cannot make them itself."""
-        own, given = LogitsHead, type(self)
-        if given.call is not own.call or given.logits_of is not own.logits_of:
-            return None, f"a {given.__name__} that computes its logits in its own way."
-        linear = self._linear(mark.features) if mark.linear is None else mark.linear
-        found = replace(linear, memory_budget=memory_budget)
-        features, kernel, _ = found.linear
-        shape = (features.shape[-1], self.units)
-        obstacle = usable_kernel(
-            kernel, shape[::-1] if found.transposed else shape, self.tied_to or self
-        )
-        return (found, None) if obstacle is None else (None, obstacle)
+    def with_frozen(self, linear: Linear) -> Linear:
+        """The operands, those without a derivative that are frozen."""
+        features, kernel, bias = linear
+        owner: Any = self.tied_to or self
+        if not owner.trainable:
+            kernel = tensors.as_frozen(kernel)
+        if bias is not None and not self.trainable:  # type: ignore[attr-defined]
+            bias = tensors.as_frozen(bias)
+        return Linear(features, kernel, bias)
+
+    def obstacle(self) -> str | None:
+        """Why a loss cannot use the kernel itself, if that is so."""
+        return unusable_kernel(self.tied_to or self)
 
     def _linear(self, inputs: Tensor) -> LinearLogits:
         inputs = ops.convert_to_tensor(inputs)

@@ -18,6 +18,7 @@ from keras_logits.objects.fusing import (
 from keras_logits.objects.predictions import Scores, check_from_logits, read_scores
 from keras_logits.objects.same_keras import keras_of
 from keras_logits.options import SigmoidOptions, SoftmaxOptions, check_memory_budget
+from keras_logits.provenance import Mark
 from keras_logits.tasks import SigmoidTask, SoftmaxTask
 
 
@@ -53,11 +54,10 @@ class LogitsLoss:
         mask = get_keras_mask(y_pred)
         scores = self._scores(y_pred)
         task = self._new_task(y_true, scores)
-        head = None if scores.mark is None else scores.mark.head
-        names = () if head is None or in_symbolic_scope() else head.reports
+        names = _reports_to_fill(scores.mark)
         found = reduced_loss(task, sample_weight, mask, self._reduction, names)
-        if head is not None and names:
-            head.report(found.figures, found.weights)
+        if names:
+            scores.mark.head.report(found.figures, found.weights)  # type: ignore[union-attr]
         return found.value
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -266,6 +266,15 @@ class SigmoidCrossEntropy(LogitsLoss):
     def _new_task(self, labels: Tensor, scores: Scores) -> SigmoidTask:
         values = self._cast(scores.values)
         return SigmoidTask(labels, values, self._options, scores.are_probabilities)
+
+
+def _reports_to_fill(mark: Mark | None) -> tuple[str, ...]:
+    """The reports of the head, once for each tensor: a loss may be a metric as well."""
+    if mark is None or in_symbolic_scope():
+        return ()
+    filled = "reports" in mark.readers
+    mark.readers.update(("loss", "reports"))
+    return () if mark.head is None or filled else mark.head.reports
 
 
 def _dtype_name(dtype: Any) -> str | None:

@@ -41,6 +41,7 @@ class MarkLogits:
 
     _keras: Any
     reports = ()  # these are a head's
+    makes_logits = False
 
     def __init__(self, activation: Activation = "softmax", **kwargs: Any) -> None:
         check_activation(activation)

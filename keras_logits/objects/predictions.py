@@ -12,16 +12,18 @@ from keras import ops
 
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Activation, Tensor
-from keras_logits.kernels import is_concrete
+from keras_logits.kernels import is_concrete, tensors
+from keras_logits.maths.links import probabilities
 from keras_logits.objects.same_keras import check_same_keras
-from keras_logits.provenance import Mark, origin_of
+from keras_logits.provenance import Mark, origin_of, was_compiled_apart
 
 _LOSS_OF = {"softmax": "SoftmaxCrossEntropy()", "sigmoid": "SigmoidCrossEntropy()"}
 _CAUSES = (
     "A mark is absent if a layer after the head made a new tensor, if the head is "
     "inside TimeDistributed (it takes any rank by itself), if a RematScope covers the "
-    "whole model, if the forward pass was compiled apart from the loss, and on the "
-    "output of predict()."
+    "whole model, if the forward pass was compiled apart from the loss (torch.compile "
+    "does that at every graph break), if autocast converted the tensor on its way into "
+    "the layer that calls the loss, in a metric on JAX, and on the output of predict()."
 )
 
 
@@ -80,13 +82,37 @@ def _marked(
                 f"{mark!r}. Leave from_logits out: the loss finds the logits behind "
                 "the probabilities."
             )
-        return Scores(mark.logits, False, mark)
+        return Scores(_logits_behind(y_pred, mark), False, mark)
     if from_logits is False:
         raise ValueError(
             "`from_logits=False` says that `y_pred` holds probabilities. Received: "
             f"{mark!r}. Leave from_logits out."
         )
     return Scores(y_pred, False, mark)
+
+
+def _logits_behind(y_pred: Tensor, mark: Mark) -> Tensor:
+    """The logits that marked probabilities were made of, if they still are those.
+
+    Torch counts changes in place, but not all: those through `.data`, a NumPy array
+    that shares the memory, or in inference mode it does not see.
+    """
+    logits: Tensor = mark.logits
+    if not tensors.CHANGES_IN_PLACE:
+        return logits
+    made = probabilities(ops.stop_gradient(logits), mark.activation)
+    difference = ops.abs(ops.stop_gradient(y_pred) - made)
+    changed = ops.any(difference > 1e-5)
+    if not is_concrete(y_pred):
+        return logits + ops.sqrt(-ops.cast(changed, logits.dtype))  # NaN, or itself
+    if changed:
+        raise ValueError(
+            "`y_pred` no longer holds the probabilities that were marked. Received: "
+            f"values that differ by up to {float(ops.max(difference)):.2g} from those "
+            f"of {mark!r}. Write p = p * scale in place of p.data.mul_(scale), and end "
+            "the model with MarkLogits()."
+        )
+    return logits
 
 
 def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
@@ -98,7 +124,14 @@ def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
             f"LogitsHead(units, activation={activation!r}) in the place of that last "
             f"layer, or {type(owner).__name__}(from_logits=False)."
         )
-    found = _seen_in(owner, y_pred, activation) or "of which nothing is known"
+    if was_compiled_apart(y_pred):
+        found = (
+            "that was marked in another function of torch.compile, which hands on no "
+            "count of changes. A graph break divides a function in two, and fused=True "
+            "makes one: compile head and loss together with fullgraph=True, or neither"
+        )
+    else:
+        found = _seen_in(owner, y_pred, activation) or "of which nothing is known"
     return (
         "`y_pred` must be marked as logits, the scores before a softmax or a sigmoid, "
         f"for the loss to be sure of them. Received: an unmarked tensor of shape "
