@@ -90,6 +90,8 @@ def _takes_probabilities(loss: Any) -> bool:
 def _judge_next_step(model: Any, suspects: list[Any]) -> None:
     """Has one call of the model's `compute_loss` followed by a judgement of it."""
     before, compute = vars(model).get("compute_loss"), model.compute_loss
+    if getattr(before, "judges", False):  # for another head of the model
+        return
 
     @functools.wraps(compute)
     def compute_and_judge(*args: Any, **kwargs: Any) -> Tensor:
@@ -102,6 +104,7 @@ def _judge_next_step(model: Any, suspects: list[Any]) -> None:
         _judge(model, given.get("y_pred"), suspects)
         return value
 
+    compute_and_judge.judges = True  # type: ignore[attr-defined]
     vars(model)["compute_loss"] = compute_and_judge
 
 
