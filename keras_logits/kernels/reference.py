@@ -13,12 +13,12 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     LinearLogits,
-    counted,
     logits_of,
 )
 from keras_logits.kernels.loop import LinearFormula
 from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.figures import figures
+from keras_logits.maths.weights import weighed
 
 
 def weighted(
@@ -30,7 +30,7 @@ def weighted(
     summed: bool,
 ) -> Tensor:
     losses = formula.evaluate(labels, scores, weights, *constants).losses
-    losses = counted(losses, weights)
+    losses = weighed(losses, weights)
     return ops.sum(losses) if summed else losses
 
 

@@ -22,8 +22,10 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     counted,
-    gradient_of_scores,
+    evaluated_again,
+    left_out,
     sum_of_losses,
+    with_left_out,
 )
 from keras_logits.kernels.loop import (
     NOTHING,
@@ -135,8 +137,8 @@ def _derivatives(
     inputs = [scores, weights, labels]
     with tf.GradientTape() as tape:
         tape.watch([x for x in inputs if x.dtype.is_floating])
-        closed = gradient_of_scores(formula, labels, scores, weights, constants)
-        along = tf.reduce_sum(upstream * closed)
+        closed = evaluated_again(formula, labels, scores, weights, constants)
+        along = tf.reduce_sum(upstream * closed.gradient)
     found: list[Tensor | None] = tape.gradient(along, inputs)
     return found
 

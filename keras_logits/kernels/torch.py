@@ -15,8 +15,10 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     counted,
-    gradient_of_scores,
+    evaluated_again,
+    left_out,
     sum_of_losses,
+    with_left_out,
 )
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.figures import figures
@@ -62,7 +64,7 @@ class _Weighted(torch.autograd.Function):
         by_scores = by_weights = by_labels = None
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():  # create_graph: somebody derives it again
-                gradient = gradient_of_scores(*problem)
+                gradient = evaluated_again(*problem).gradient
             up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
             if torch.is_grad_enabled() or not _is_one(up):
                 gradient = up * gradient
@@ -132,7 +134,7 @@ def _of_class_ids(
     total = exp.sum(axis, keepdim=True)
     target = z.gather(axis, ids)
     losses = (total.log() + (highest - target)).squeeze(axis)
-    losses = torch.where(valid, losses, float("nan"))
+    losses = torch.where(valid | (weights == 0), losses, float("nan"))
     if not with_gradient:
         return Evaluated(losses, exp)
     usable = valid & (weights == weights)  # a NaN weight has gradient 0
@@ -166,7 +168,14 @@ class _Linear(torch.autograd.Function):
         at_once = wanted if summed else NOTHING
         batch = (Linear(*linear), labels, weights, class_weights)
         found = _pass_over(formula, at_once, *batch)
-        saved = (*linear, weights, labels, class_weights, found.losses)
+        losses = found.losses
+        if ctx.needs_input_grad[3]:
+            # Those of tokens that the pass left out, by another over these alone.
+            others = (Linear(*linear), labels, left_out(weights), class_weights)
+            unwatched = replace(formula, figures=())
+            left = _pass_over(unwatched, NOTHING, *others).losses
+            losses = with_left_out(losses, left)
+        saved = (*linear, weights, labels, class_weights, losses)
         ctx.save_for_backward(*saved, *found.gradients)
         ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
         values = counted(found.losses, weights)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 from keras import ops
 
 from keras_logits._typing import ClassWeight, Reduction, Tensor
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.shapes import static_shape
 
 REDUCTIONS = (*get_args(Reduction), None)
@@ -159,19 +160,39 @@ def reduced(
 
 
 def _total_weight(weights: Weights, mass: Tensor | None) -> Tensor:
-    if mass is None:
-        shares = weights.values
-    else:
-        # Selected, so that what hides behind a weight of 0 has no mass either.
-        none = ops.equal(weights.values, 0)
-        shares = ops.where(none, ops.zeros_like(mass), weights.values * mass)
+    shares = weights.values if mass is None else weighed(mass, weights.values)
     total = ops.sum(shares)
     if not weights.given:
         return total
     # A negative weight would flip every gradient of a mean. NaN makes the loss NaN, and
     # a kernel gives positions whose weight is NaN a gradient of 0.
-    negative = ops.any(weights.values < 0)
-    return ops.where(negative, ops.full_like(total, float("nan")), total)
+    return total + nan_where(ops.any(weights.values < 0), total.dtype)
+
+
+def usable(valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Which losses are NaN, and the weights of the others.
+
+    A bad label is, unless its weight is 0, and so is any label whose weight is NaN.
+    """
+    sound = ops.logical_and(valid, ops.equal(weights, weights))
+    bad = ops.logical_and(ops.logical_not(sound), ops.not_equal(weights, 0))
+    return bad, ops.where(sound, weights, ops.zeros_like(weights))
+
+
+def counting(values: Tensor, weights: Tensor) -> Tensor:
+    """The values, with 0 where the weight is 0: what hides there stays there."""
+    return ops.where(ops.equal(weights, 0), ops.zeros_like(values), values)
+
+
+def weighed(values: Tensor, weights: Tensor) -> Tensor:
+    """`weights * values`, to be differentiated by the weights.
+
+    The derivative by a weight of 0 is its value, as that by any other is. A value that is
+    not finite hides behind such a weight: it is selected out, and has no derivative.
+    """
+    none = ops.equal(weights, 0)
+    hidden = ops.logical_and(none, ops.logical_not(ops.isfinite(values)))
+    return weights * ops.where(hidden, ops.zeros_like(values), values)
 
 
 def nonzero(total: Tensor) -> Tensor:
