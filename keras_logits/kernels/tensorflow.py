@@ -35,6 +35,7 @@ from keras_logits.kernels.loop import (
     pass_over,
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import accurate_dtype
 
 COMPILED_FROM = 2**15
@@ -239,6 +240,13 @@ def weighted_linear(
     linear = Linear(*(None if x is None else read(x) for x in linear))
     wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
     at_once = wanted if summed else NOTHING
+    later, by_weights = [] if summed else [wanted], _is_watched(weights)
+    if not tf.executing_eagerly():
+        # Tapes outside of this graph are not seen. A graph drops what none of them asks.
+        rest = (x is not None and not w for x, w in zip(linear, wanted, strict=True))
+        later, by_weights = [*later, Wanted(*rest)], True
+    later = [asked for asked in later if any(asked)]
+    shape = () if summed else weights.shape
     features, kernel, bias = linear
     bias = () if bias is None else (bias,)
 
@@ -248,23 +256,27 @@ def weighted_linear(
         with record.stop_recording():
             compiled = _compiled_pass(formula, at_once)
             found = compiled(given, labels, weights, class_weights)
+        found = _sealed(found, [weights, features, kernel, *bias])
+
+        def again(asked: Wanted, weights: Tensor) -> Found:
+            unwatched = _compiled_pass(replace(formula, figures=()), asked)
+            with record.stop_recording():
+                found = unwatched(given, labels, weights, class_weights)
+            return _sealed(found, [weights, features, kernel, *bias])
 
         def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
-            gradients, up = found.gradients, upstream
-            if not any(at_once):
-                asked = wanted if any(wanted) else Wanted(True, True, bool(bias))
-                up = tf.ones((), upstream.dtype)
-                with record.stop_recording():
-                    again = _compiled_pass(replace(formula, figures=()), asked)
-                    batch = (given, labels, weights * upstream, class_weights)
-                    gradients = again(*batch).gradients
+            upstream, losses = _shaped(upstream, shape), found.losses
+            slopes = [None if g is None else upstream * g for g in found.gradients]
+            for asked in later:
+                more = again(asked, weights * upstream).gradients
+                slopes = [a if b is None else b for a, b in zip(slopes, more)]
+            if by_weights:
+                left = again(NOTHING, left_out(weights)).losses
+                losses = with_left_out(losses, left)
             inputs = [weights, features, kernel, *bias]
             return [
-                None if g is None else _not_again(tf.cast(u * g, x.dtype), *inputs)
-                for x, u, g in [
-                    (weights, upstream, found.losses),
-                    *((x, up, g) for x, g in zip(inputs[1:], gradients, strict=False)),
-                ]
+                None if g is None else _not_again(tf.cast(g, x.dtype), *inputs)
+                for x, g in zip(inputs, [upstream * losses, *slopes], strict=False)
             ]
 
         values = counted(found.losses, weights)
@@ -279,12 +291,33 @@ def _is_watched(tensor: Tensor) -> bool:
     return bool(record.should_record_backprop([tensor]))
 
 
+def _sealed(found: Found, inputs: list[Tensor]) -> Found:
+    """What a pass found, in whose loops no derivative is looked for.
+
+    A graph that is differentiated from outside of it, more than once, has derivatives of
+    all that its backward passes keep.
+    """
+    if tf.executing_eagerly():
+        return found
+    sealed = [None if x is None else _not_again(x, *inputs) for x in tf.nest.flatten(found)]
+    packed: Found = tf.nest.pack_sequence_as(found, sealed)
+    return packed
+
+
 @tf.custom_gradient
-def _not_again(gradient: Tensor, *_: Tensor) -> Any:
+def _not_again(gradient: Tensor, *inputs: Tensor) -> Any:
     """The gradient itself, which refuses to be differentiated once more."""
 
-    def backward(upstream: Tensor) -> None:
-        raise ValueError(NO_SECOND_DERIVATIVE)
+    def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
+        here = tf.compat.v1.get_default_graph()
+        if tf.executing_eagerly() or gradient.graph is here:
+            raise ValueError(NO_SECOND_DERIVATIVE)
+        # Whoever differentiates a graph from outside of it is handed derivatives of all
+        # that it returns or keeps, and has zeros come from above for what is not asked.
+        unasked = tf.reduce_all(tf.equal(upstream, 0))
+        with tf.control_dependencies([tf.Assert(unasked, [NO_SECOND_DERIVATIVE])]):
+            nothing = nan_where(tf.logical_not(unasked), "float32")  # XLA asserts nothing
+        return None, *(tf.zeros_like(x) + tf.cast(nothing, x.dtype) for x in inputs)
 
     return gradient, backward
 
@@ -364,3 +397,11 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
+
+
+def _shaped(upstream: Tensor, shape: Any) -> Tensor:
+    """What comes from above, in the shape of what it is a gradient by.
+
+    Not every operation tells the shape of its own gradient: `tf.py_function` does not.
+    """
+    return tf.ensure_shape(upstream, shape)
