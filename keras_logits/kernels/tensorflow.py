@@ -1,11 +1,4 @@
-"""TensorFlow: the gradient in the forward pass, compiled by XLA by itself.
-
-`tf.custom_gradient` is the outermost call and is given every tensor as an argument:
-one that closes over tensors inside a `tf.function` loses second derivatives that are
-taken from outside of it. Inside, one compiled function maps arrays to value and
-gradient; a second custom gradient hands the saved gradient on, and is differentiated
-through the closed form only when somebody asks.
-"""
+"""TensorFlow: the fused pass, compiled by XLA by itself, and what else a body has."""
 
 import functools
 from collections.abc import Callable
@@ -13,18 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record  # no public name tells what tapes watch
+from tensorflow.python.eager import record
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.chunk import Verbs
 from keras_logits.kernels.contract import (
     NO_SECOND_DERIVATIVE,
-    Formula,
     Linear,
     counted,
-    evaluated_again,
     left_out,
-    sum_of_losses,
     with_left_out,
 )
 from keras_logits.kernels.loop import (
@@ -35,193 +25,17 @@ from keras_logits.kernels.loop import (
     pass_over,
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
+from keras_logits.kernels.tensorflow_scores import function, is_watched, shaped
+from keras_logits.kernels.tensorflow_scores import is_concrete as is_concrete
+from keras_logits.kernels.tensorflow_scores import weighted as weighted
 from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import accurate_dtype
 
-COMPILED_FROM = 2**15
-"""Scores in a batch from which XLA pays.
+COMPILED_PASSES = 64
+"""Fused passes that are kept compiled: each number of tokens below a chunk has its own.
 
-XLA compiles again for every new shape (about 0.1 s). A batch below this size takes
-less than a millisecond in any case, so that it is not worth a compilation.
+A step uses two or three.
 """
-
-
-def weighted(
-    formula: Formula,
-    labels: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    constants: tuple[Tensor | None, ...],
-    summed: bool,
-) -> Tensor:
-    value = _by_scores(formula, constants, summed)(scores, weights, labels)
-    shape = () if summed else tf.shape(value)
-    rest = _by_the_rest(formula, constants, scores, shape)
-    # Apart from the rest: a tape runs this backward pass only if it watches weights or
-    # labels, while the other one runs in every training step. Eagerly it would run for
-    # the scores as well, were they an argument; a graph drops what nobody asks for.
-    return value + (
-        rest(weights, labels)
-        if tf.executing_eagerly()
-        else rest(weights, labels, scores)
-    )
-
-
-def _by_scores(
-    formula: Formula, constants: tuple[Tensor | None, ...], summed: bool
-) -> Any:
-    """The value, with its derivative by the scores."""
-
-    @tf.custom_gradient
-    def run(scores: Tensor, weights: Tensor, labels: Tensor) -> Any:
-        arguments = (labels, scores, weights, *constants)
-        with record.stop_recording():
-            value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
-
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            batch = [scores, weights, labels, saved, *constants]
-            if not tf.executing_eagerly():
-                # A backward graph that is derived again may use only what is in it.
-                batch = [None if x is None else tf.identity(x) for x in batch]
-            gradient = _derived_again(formula, tuple(batch[4:]))(*batch[:4])
-            if not (summed and _is_one(upstream)):
-                up = upstream if summed else formula.over_scores(upstream)
-                gradient = up * gradient
-            return tf.cast(gradient, scores.dtype), None, None
-
-        return value, backward
-
-    return run
-
-
-def _is_one(upstream: Tensor) -> bool:
-    """Whether a product with it can be spared; not asked where that would wait."""
-    waits = is_concrete(upstream) and "CPU" not in upstream.device
-    if waits or _is_watched(upstream):
-        return False
-    known = tf.get_static_value(upstream)
-    return known is not None and known == 1
-
-
-def _derived_again(formula: Formula, constants: tuple[Tensor | None, ...]) -> Any:
-    """The saved gradient, whose own derivatives are those of its closed form."""
-
-    @tf.custom_gradient
-    def run(scores: Tensor, weights: Tensor, labels: Tensor, saved: Tensor) -> Any:
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            arguments = (upstream, scores, weights, labels, *constants)
-            return *_along(formula, _ranks(arguments))(*arguments), None
-
-        return saved, backward
-
-    return run
-
-
-@functools.cache
-def _along(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
-    """The derivatives of the closed form along a direction.
-
-    A function of its own, because forward mode does not see through a tape that a
-    backward pass opens.
-    """
-    return _function(functools.partial(_derivatives, formula))
-
-
-def _derivatives(
-    formula: Formula,
-    upstream: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    labels: Tensor,
-    *constants: Tensor | None,
-) -> list[Tensor | None]:
-    inputs = [scores, weights, labels]
-    with tf.GradientTape() as tape:
-        tape.watch([x for x in inputs if x.dtype.is_floating])
-        closed = evaluated_again(formula, labels, scores, weights, constants)
-        along = tf.reduce_sum(upstream * closed.gradient)
-    found: list[Tensor | None] = tape.gradient(along, inputs)
-    return found
-
-
-def _by_the_rest(
-    formula: Formula,
-    constants: tuple[Tensor | None, ...],
-    scores: Tensor,
-    shape: Any,
-) -> Any:
-    """Zeros, with the derivatives that the value has by weights and labels."""
-
-    @tf.custom_gradient
-    def run(weights: Tensor, labels: Tensor, *passed: Tensor) -> Any:
-        z = passed[0] if passed else scores
-
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            inputs = [weights, labels]
-            with tf.GradientTape() as tape:
-                tape.watch([x for x in inputs if x.dtype.is_floating])
-                along = sum_of_losses(formula, labels, z, weights, constants, upstream)
-            return *tape.gradient(along, inputs), *[None for _ in passed]
-
-        return tf.zeros(shape, weights.dtype), backward
-
-    return run
-
-
-def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
-    return tuple(None if x is None else x.shape.rank for x in tensors)
-
-
-def _function(run: functools.partial[Any], **options: Any) -> Callable[..., Any]:
-    """A compiled function, of a partial.
-
-    TensorFlow counts tracings by the code that they are of, and would warn that one
-    function was traced for each formula. A partial is counted by itself.
-
-    Loops are said by `keras.ops`: AutoGraph would find none, and keep what it rewrote.
-    """
-    function: Callable[..., Any] = tf.function(
-        run, reduce_retracing=True, autograph=False, **options
-    )
-    return function
-
-
-def _value_and_gradient(
-    formula: Formula,
-    summed: bool,
-    labels: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    *constants: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    losses, gradient = formula.evaluate(labels, scores, weights, *constants)
-    value = counted(losses, weights)
-    return tf.reduce_sum(value) if summed else value, gradient
-
-
-@functools.cache
-def _compiled(
-    formula: Formula, summed: bool, ranks: tuple[int | None, ...]
-) -> Callable[..., Any]:
-    """Value and gradient: by XLA, unless the batch is too small to pay.
-
-    One for all sizes, but for each set of ranks: a trace that TensorFlow relaxed from
-    two of them would know no rank at all.
-    """
-    run = functools.partial(_value_and_gradient, formula, summed)
-    by_xla, as_graph = _function(run, jit_compile=True), _function(run)
-
-    def choose(labels: Tensor, scores: Tensor, *rest: Any) -> Any:
-        size = scores.shape.num_elements()
-        if size is None:
-            return tf.cond(
-                tf.size(scores) >= COMPILED_FROM,
-                lambda: by_xla(labels, scores, *rest),
-                lambda: as_graph(labels, scores, *rest),
-            )
-        return (by_xla if size >= COMPILED_FROM else as_graph)(labels, scores, *rest)
-
-    return choose
 
 
 def weighted_linear(
@@ -238,11 +52,11 @@ def weighted_linear(
     backward pass goes over all tokens again.
     """
     linear = Linear(*(None if x is None else read(x) for x in linear))
-    wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
+    wanted = Wanted(*(x is not None and is_watched(x) for x in linear))
     at_once = wanted if summed else NOTHING
-    later, by_weights = [] if summed else [wanted], _is_watched(weights)
+    later, by_weights = [] if summed else [wanted], is_watched(weights)
     if not tf.executing_eagerly():
-        # Tapes outside of this graph are not seen. A graph drops what none of them asks.
+        # Tapes outside of this graph are not seen. It drops what none of them asks.
         rest = (x is not None and not w for x, w in zip(linear, wanted, strict=True))
         later, by_weights = [*later, Wanted(*rest)], True
     later = [asked for asked in later if any(asked)]
@@ -265,11 +79,13 @@ def weighted_linear(
             return _sealed(found, [weights, features, kernel, *bias])
 
         def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
-            upstream, losses = _shaped(upstream, shape), found.losses
+            upstream, losses = shaped(upstream, shape), found.losses
             slopes = [None if g is None else upstream * g for g in found.gradients]
             for asked in later:
                 more = again(asked, weights * upstream).gradients
-                slopes = [a if b is None else b for a, b in zip(slopes, more)]
+                slopes = [
+                    a if b is None else b for a, b in zip(slopes, more, strict=True)
+                ]
             if by_weights:
                 left = again(NOTHING, left_out(weights)).losses
                 losses = with_left_out(losses, left)
@@ -287,19 +103,17 @@ def weighted_linear(
     return found[0], found[1] if formula.figures else None
 
 
-def _is_watched(tensor: Tensor) -> bool:
-    return bool(record.should_record_backprop([tensor]))
-
-
 def _sealed(found: Found, inputs: list[Tensor]) -> Found:
     """What a pass found, in whose loops no derivative is looked for.
 
-    A graph that is differentiated from outside of it, more than once, has derivatives of
-    all that its backward passes keep.
+    A graph that is differentiated from outside of it, more than once, has derivatives
+    made of all that its backward passes keep.
     """
     if tf.executing_eagerly():
         return found
-    sealed = [None if x is None else _not_again(x, *inputs) for x in tf.nest.flatten(found)]
+    sealed = [
+        None if x is None else _not_again(x, *inputs) for x in tf.nest.flatten(found)
+    ]
     packed: Found = tf.nest.pack_sequence_as(found, sealed)
     return packed
 
@@ -316,18 +130,20 @@ def _not_again(gradient: Tensor, *inputs: Tensor) -> Any:
         # that it returns or keeps, and has zeros come from above for what is not asked.
         unasked = tf.reduce_all(tf.equal(upstream, 0))
         with tf.control_dependencies([tf.Assert(unasked, [NO_SECOND_DERIVATIVE])]):
-            nothing = nan_where(tf.logical_not(unasked), "float32")  # XLA asserts nothing
+            nothing = nan_where(
+                tf.logical_not(unasked), "float32"
+            )  # XLA asserts nothing
         return None, *(tf.zeros_like(x) + tf.cast(nothing, x.dtype) for x in inputs)
 
     return gradient, backward
 
 
-@functools.cache
+@functools.lru_cache(COMPILED_PASSES)
 def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     verbs = Verbs(matmul, accurate_dtype, _add_rows)
     run = functools.partial(_pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.
-    return _function(run, jit_compile=True)
+    return function(run, jit_compile=True)
 
 
 def _pass_over(
@@ -393,15 +209,3 @@ def read(variable: Tensor) -> Tensor:
 
 def device() -> str:
     return "accelerator" if tf.config.get_visible_devices("GPU") else "cpu"
-
-
-def is_concrete(tensor: Tensor) -> bool:
-    return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
-
-
-def _shaped(upstream: Tensor, shape: Any) -> Tensor:
-    """What comes from above, in the shape of what it is a gradient by.
-
-    Not every operation tells the shape of its own gradient: `tf.py_function` does not.
-    """
-    return tf.ensure_shape(upstream, shape)

@@ -187,8 +187,8 @@ def counting(values: Tensor, weights: Tensor) -> Tensor:
 def weighed(values: Tensor, weights: Tensor) -> Tensor:
     """`weights * values`, to be differentiated by the weights.
 
-    The derivative by a weight of 0 is its value, as that by any other is. A value that is
-    not finite hides behind such a weight: it is selected out, and has no derivative.
+    The derivative by a weight of 0 is its value, as that by any other is. A value that
+    is not finite hides behind such a weight: it is selected out.
     """
     none = ops.equal(weights, 0)
     hidden = ops.logical_and(none, ops.logical_not(ops.isfinite(values)))
