@@ -54,6 +54,7 @@ class _Weighted(torch.autograd.Function):
         )
         ctx.save_for_backward(scores, weights, labels, gradient)
         ctx.formula, ctx.constants, ctx.summed = formula, constants, summed
+        ctx.handed_out = False
         values = counted(losses, weights)
         return values.sum() if summed else values
 
@@ -65,10 +66,18 @@ class _Weighted(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():  # create_graph: somebody derives it again
                 gradient = evaluated_again(*problem).gradient
+            elif ctx.handed_out:  # and perhaps changed in place since
+                again = _evaluate(ctx.formula, labels, scores, weights, ctx.constants)
+                gradient = again.gradient
             up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
             if torch.is_grad_enabled() or not _is_one(up):
-                gradient = up * gradient
-            by_scores = gradient.to(scores.dtype)
+                by_scores = (up * gradient).to(scores.dtype)
+            else:
+                by_scores = gradient.to(scores.dtype)
+                if by_scores is gradient and not ctx.handed_out:
+                    # Another tensor of the same memory, whose changes are counted by
+                    # itself: torch would refuse to read a saved tensor that changed.
+                    by_scores, ctx.handed_out = gradient.data, True
         if ctx.needs_input_grad[1]:
             by_weights = _derived(problem, 3, upstream)
         if ctx.needs_input_grad[2]:
@@ -102,7 +111,7 @@ def _evaluate(
     scores: Tensor,
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
-    with_gradient: bool,
+    with_gradient: bool = True,
 ) -> Evaluated:
     if (
         isinstance(formula, SoftmaxFormula)
