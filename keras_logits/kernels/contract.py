@@ -95,13 +95,17 @@ class LinearLogits:
 
 
 def logits_of(
-    scores: LinearLogits, matmul: Callable[[Tensor, Tensor], Tensor]
+    scores: LinearLogits, product: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The logits themselves, by a product that accumulates in float32."""
+    """The logits themselves, by a product that accumulates in float32.
+
+    Features that are not finite make their own logits so. Where the gradient by these
+    is 0, behind a mask or a weight of 0, they pass 0 on to the kernel, not 0 times NaN.
+    """
     features, kernel, bias = scores.linear
     kernel = ops.cast(kernel, features.dtype)
-    products = matmul(features, ops.transpose(kernel) if scores.transposed else kernel)
-    return scores.squash.of_products(products, bias)
+    kernel = ops.transpose(kernel) if scores.transposed else kernel
+    return scores.squash.past_nan(product(features, kernel), bias)
 
 
 def counted(losses: Tensor, weights: Tensor) -> Tensor:

@@ -216,6 +216,25 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     return jnp.matmul(features, kernel, preferred_element_type=dtype)
 
 
+@jax.custom_jvp
+def product(features: Tensor, kernel: Tensor) -> Tensor:
+    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    return matmul(features, kernel)
+
+
+@partial(product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    (features, kernel), (d_features, d_kernel) = primals, tangents
+    value = product(features, kernel)
+    tangent = jnp.zeros_like(value)
+    if not isinstance(d_features, SymbolicZero):
+        tangent = tangent + matmul(d_features, kernel)
+    if not isinstance(d_kernel, SymbolicZero):
+        known = jnp.where(jnp.isfinite(features), features, jnp.zeros_like(features))
+        tangent = tangent + matmul(known, d_kernel)
+    return value, tangent
+
+
 def total_over_replicas(total: Tensor) -> Tensor:
     """The value itself: JAX shards one global computation, its sums are global."""
     return total

@@ -43,7 +43,7 @@ def weighted_linear(
     summed: bool,
 ) -> tuple[Tensor, Tensor | None]:
     scores = LinearLogits(linear, formula.squash, formula.transposed)
-    logits = logits_of(scores, matmul)
+    logits = logits_of(scores, product)
     batch = (labels, logits, weights, (class_weights,))
     value = weighted(formula.softmax, *batch, summed)
     if not formula.figures:
@@ -55,7 +55,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
-def matmul(features: Tensor, kernel: Tensor) -> Tensor:
+def product(features: Tensor, kernel: Tensor) -> Tensor:
     return ops.matmul(ops.cast(features, "float32"), ops.cast(kernel, "float32"))
 
 

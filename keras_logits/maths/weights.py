@@ -146,7 +146,10 @@ def reduced(
         total_over_replicas: the sum of a scalar over all replicas.
     """
     if reduction == "mean_with_sample_weight":
-        total = _total_weight(weights, mass)
+        if weights.given:
+            return _shares(weights.values, mass, total_over_replicas)
+        mass = ops.ones_like(weights.values) if mass is None else mass
+        total = ops.sum(weighed(mass, weights.values))
     elif reduction in ("sum_over_batch_size", "mean"):
         counted = ops.ones_like(weights.values)
         if weights.counted is not None:
@@ -154,19 +157,36 @@ def reduced(
         total = ops.sum(counted)
     else:
         return weights.values
-    total = total_over_replicas(total)
-    empty = ops.equal(total, 0)
-    return weights.values * ops.where(empty, 0 * total, 1 / nonzero(total))
+    return weights.values * _inverse(total_over_replicas(total))
 
 
-def _total_weight(weights: Weights, mass: Tensor | None) -> Tensor:
-    shares = weights.values if mass is None else weighed(mass, weights.values)
-    total = ops.sum(shares)
-    if not weights.given:
-        return total
+def _shares(
+    values: Tensor,
+    mass: Tensor | None,
+    total_over_replicas: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Each weight's share of the total, by weights of any size.
+
+    Their total may be more than the largest float, or its inverse may be. So they are
+    divided by `scale` twice before, whatever it is: by the sum of their roots, which is
+    itself a float, and leaves a total between 1 and 1 / the number of positions.
+    """
+    known = ops.stop_gradient(values)
+    roots = ops.sqrt(ops.where(known > 0, known, ops.zeros_like(known)))
+    if mass is not None:
+        roots = roots * ops.sqrt(ops.stop_gradient(mass))
+    scale = nonzero(total_over_replicas(ops.sum(roots)))
+    scaled = values / scale
+    each = scaled / scale if mass is None else weighed(mass / scale, scaled)
     # A negative weight would flip every gradient of a mean. NaN makes the loss NaN, and
     # a kernel gives positions whose weight is NaN a gradient of 0.
-    return total + nan_where(ops.any(weights.values < 0), total.dtype)
+    total = ops.sum(each) + nan_where(ops.any(values < 0), each.dtype)
+    return scaled * _inverse(total_over_replicas(total)) / scale
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """1 / total; 0 for a total of 0, so that a mean over nothing is 0."""
+    return ops.where(ops.equal(total, 0), 0 * total, 1 / nonzero(total))
 
 
 def usable(valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
