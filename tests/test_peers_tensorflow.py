@@ -16,7 +16,7 @@ if keras.config.backend() != "tensorflow":
 
 import tensorflow as tf
 
-from keras_logits.kernels.tensorflow import COMPILED_FROM
+from keras_logits.kernels.tensorflow_scores import COMPILED_FROM
 
 EPS = np.finfo("float32").eps
 RUN = {

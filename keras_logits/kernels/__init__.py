@@ -118,7 +118,7 @@ def _weighted_linear(
 
 def logits_of(scores: LinearLogits) -> Tensor:
     """The logits as a tensor."""
-    return contract.logits_of(scores, _body.matmul)
+    return contract.logits_of(scores, _body.product)
 
 
 def plan_of(scores: LinearLogits, buffers: int) -> Plan:

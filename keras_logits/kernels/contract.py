@@ -24,6 +24,7 @@ from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.shapes import Shape, static_shape
 from keras_logits.maths.softmax import Evaluated
 from keras_logits.maths.squash import Squash
+from keras_logits.maths.weights import counting, weighed
 
 NO_SECOND_DERIVATIVE = (
     "`fused` gives gradients that cannot be differentiated again, since the logits are "
@@ -97,31 +98,51 @@ class LinearLogits:
 
 
 def logits_of(
-    scores: LinearLogits, matmul: Callable[[Tensor, Tensor], Tensor]
+    scores: LinearLogits, product: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """The logits themselves, by a product that accumulates in float32."""
+    """The logits themselves, by a product that accumulates in float32.
+
+    Features that are not finite make their own logits so. Where the gradient by these
+    is 0, behind a mask or a weight of 0, they pass 0 on to the kernel, not 0 times NaN.
+    """
     features, kernel, bias = scores.linear
     kernel = ops.cast(kernel, features.dtype)
-    products = matmul(features, ops.transpose(kernel) if scores.transposed else kernel)
-    return scores.squash.of_products(products, bias)
+    kernel = ops.transpose(kernel) if scores.transposed else kernel
+    return scores.squash.past_nan(product(features, kernel), bias)
 
 
 def counted(losses: Tensor, weights: Tensor) -> Tensor:
     """`weights * losses`, where a weight of 0 selects its loss out, NaN or not."""
-    none = ops.equal(weights, 0)
-    # Selected before the product, or the weight's own derivative would be NaN.
-    return weights * ops.where(none, ops.zeros_like(losses), losses)
+    return weights * counting(losses, weights)
 
 
-def gradient_of_scores(
+def evaluated_again(
     formula: Formula,
     labels: Tensor,
     scores: Tensor,
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
-) -> Tensor:
-    """The gradient in closed form, in operations that can be differentiated again."""
-    return formula.evaluate(labels, scores, weights, *constants).gradient
+) -> Evaluated:
+    """What `formula.evaluate` gives, in operations that can be differentiated.
+
+    The gradient is linear in the weights: they multiply that of weights of 1, so that
+    a weight of 0 has its derivative too. Where a weight is 0 and the loss not finite,
+    scores are selected out first, since 0 times the derivative of NaN would be NaN.
+    """
+    problem = (labels, ops.stop_gradient(scores), ops.ones_like(weights))
+    alone = ops.stop_gradient(formula.evaluate(*problem, *constants).losses)
+    none = ops.equal(weights, 0)
+    hidden = ops.logical_and(none, ops.logical_not(ops.isfinite(alone)))
+    # A half is a good score of either kind, a logit or a probability.
+    wide = formula.over_scores(hidden)
+    scores = ops.where(wide, ops.full_like(scores, 0.5), scores)
+    known = ops.equal(weights, weights)
+    one = ops.where(known, ops.ones_like(weights), weights)
+    one = ops.where(hidden, ops.zeros_like(weights), one)
+    losses, gradient = formula.evaluate(labels, scores, one, *constants)
+    losses = ops.where(hidden, alone, losses)
+    w = ops.where(known, weights, ops.zeros_like(weights))
+    return Evaluated(losses, weighed(gradient, formula.over_scores(w)))
 
 
 def sum_of_losses(
@@ -133,5 +154,21 @@ def sum_of_losses(
     upstream: Tensor,
 ) -> Tensor:
     """What labels and weights are differentiated through, when somebody asks."""
-    losses = formula.evaluate(labels, scores, weights, *constants).losses
-    return ops.sum(upstream * counted(losses, weights))
+    losses = evaluated_again(formula, labels, scores, weights, constants).losses
+    return ops.sum(upstream * weighed(losses, weights))
+
+
+def left_out(weights: Tensor) -> Tensor:
+    """Weights that are 1 where these are 0, and 0 elsewhere."""
+    return ops.cast(ops.equal(weights, 0), weights.dtype)
+
+
+def with_left_out(losses: Tensor, others: Tensor) -> Tensor:
+    """The derivative of a weighted sum by its weights, those of 0 included.
+
+    Args:
+        losses: those of a pass, 0 where it left a position out.
+        others: those of a second pass over what the first one left out.
+    """
+    bad = ops.logical_not(ops.isfinite(others))
+    return losses + ops.where(bad, ops.zeros_like(others), others)

@@ -23,6 +23,9 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     counted,
+    evaluated_again,
+    left_out,
+    with_left_out,
 )
 from keras_logits.kernels.loop import (
     NOTHING,
@@ -33,6 +36,8 @@ from keras_logits.kernels.loop import (
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.links import accurate_dtype
+from keras_logits.maths.softmax import Evaluated
+from keras_logits.maths.weights import weighed
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -56,18 +61,21 @@ def _weighted(
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
 ) -> Tensor:
-    values = _values(formula, labels, scores, weights, constants)
+    losses, _ = formula.evaluate(labels, scores, weights, *constants)
+    values = counted(losses, weights)
     return jnp.sum(values) if summed else values
 
 
-def _values(
-    formula: Formula,
-    labels: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    constants: tuple[Tensor | None, ...],
-) -> Tensor:
-    return counted(formula.evaluate(labels, scores, weights, *constants)[0], weights)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evaluated(formula: Formula, *problem: Any) -> Evaluated:
+    """Losses and gradient, whose derivatives are those of code made for it."""
+    *batch, constants = problem
+    return formula.evaluate(*batch, *constants)
+
+
+@_evaluated.defjvp
+def _evaluated_jvp(formula: Formula, primals: Any, tangents: Any) -> Any:
+    return jax.jvp(partial(evaluated_again, formula), primals, tangents)
 
 
 @partial(_weighted.defjvp, symbolic_zeros=True)
@@ -76,30 +84,23 @@ def _weighted_jvp(
 ) -> tuple[Tensor, Tensor]:
     labels, scores, weights, constants = primals
     d_labels, d_scores, d_weights, _ = tangents
-    losses, gradient = formula.evaluate(labels, scores, weights, *constants)
-    values = counted(losses, weights)
+    losses, gradient = _evaluated(formula, *primals)
+    values = weighed(losses, weights)
     tangent = jnp.zeros_like(values)
     if not isinstance(d_scores, SymbolicZero):
         slopes = gradient.astype(values.dtype) * d_scores.astype(values.dtype)
         tangent = tangent + formula.over_losses(slopes)
+
+    def again(labels: Tensor, weights: Tensor) -> Tensor:
+        losses, _ = evaluated_again(formula, labels, scores, weights, constants)
+        return weighed(losses, weights)
+
     if not isinstance(d_labels, SymbolicZero):
-        tangent = (
-            tangent
-            + jax.jvp(
-                lambda labels: _values(formula, labels, scores, weights, constants),
-                (labels,),
-                (d_labels,),
-            )[1]
-        )
+        by_labels = jax.jvp(lambda y: again(y, weights), (labels,), (d_labels,))
+        tangent = tangent + by_labels[1]
     if not isinstance(d_weights, SymbolicZero):
-        tangent = (
-            tangent
-            + jax.jvp(
-                lambda weights: _values(formula, labels, scores, weights, constants),
-                (weights,),
-                (d_weights,),
-            )[1]
-        )
+        by_weights = jax.jvp(lambda w: again(labels, w), (weights,), (d_weights,))
+        tangent = tangent + by_weights[1]
     if summed:
         return jnp.sum(values), jnp.sum(tangent)
     return values, tangent
@@ -140,16 +141,32 @@ def _linear_forward(formula: LinearFormula, summed: bool, *batch: Any) -> Any:
     if labels.perturbed:
         raise ValueError(NO_GRADIENT_BY_LABELS)
     wanted = Wanted(*(x is not None and x.perturbed for x in linear))
+    by_weights = batch[2].perturbed
     batch = _not_again(jax.tree.map(lambda x: x.value, batch))
     found = pass_over(formula, wanted if summed else NOTHING, _VERBS, *batch)
     result = _result(found, batch[2], summed)
+    losses = _all_losses(formula, found.losses, *batch) if by_weights else found.losses
     if summed:
         # Arrays of no size tell the dtypes: residuals are arrays.
         like = jax.tree.map(lambda x: jnp.zeros(0, x.dtype), batch[0])
-        return result, (found.losses, found.gradients, (like,))
+        return result, (losses, found.gradients, (like,))
     # What is wanted is told by the structure, which is known when this is traced.
     asked = Linear(*(() if want else None for want in wanted))
-    return result, (found.losses, asked, batch)
+    return result, (losses, asked, batch)
+
+
+def _all_losses(
+    formula: LinearFormula,
+    losses: Tensor,
+    linear: Linear,
+    labels: Tensor,
+    weights: Tensor,
+    *rest: Tensor | None,
+) -> Tensor:
+    """Also those of tokens that a pass left out, by another pass over these alone."""
+    batch = (linear, labels, left_out(weights), *rest)
+    unwatched = replace(formula, figures=())
+    return with_left_out(losses, pass_over(unwatched, NOTHING, _VERBS, *batch).losses)
 
 
 def _linear_backward(
@@ -198,6 +215,25 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     return jnp.matmul(features, kernel, preferred_element_type=dtype)
+
+
+@jax.custom_jvp
+def product(features: Tensor, kernel: Tensor) -> Tensor:
+    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    return matmul(features, kernel)
+
+
+@partial(product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+    (features, kernel), (d_features, d_kernel) = primals, tangents
+    value = product(features, kernel)
+    tangent = jnp.zeros_like(value)
+    if not isinstance(d_features, SymbolicZero):
+        tangent = tangent + matmul(d_features, kernel)
+    if not isinstance(d_kernel, SymbolicZero):
+        known = jnp.where(jnp.isfinite(features), features, jnp.zeros_like(features))
+        tangent = tangent + matmul(known, d_kernel)
+    return value, tangent
 
 
 def total_over_replicas(total: Tensor) -> Tensor:

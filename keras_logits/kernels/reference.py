@@ -13,12 +13,12 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     LinearLogits,
-    counted,
     logits_of,
 )
 from keras_logits.kernels.loop import LinearFormula
 from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.figures import figures
+from keras_logits.maths.weights import weighed
 
 
 def weighted(
@@ -30,7 +30,7 @@ def weighted(
     summed: bool,
 ) -> Tensor:
     losses = formula.evaluate(labels, scores, weights, *constants).losses
-    losses = counted(losses, weights)
+    losses = weighed(losses, weights)
     return ops.sum(losses) if summed else losses
 
 
@@ -44,7 +44,7 @@ def weighted_linear(
     known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     scores = LinearLogits(linear, formula.squash, formula.transposed)
-    logits = logits_of(scores, matmul) if known is None else known
+    logits = logits_of(scores, product) if known is None else known
     batch = (labels, logits, weights, (class_weights,))
     value = weighted(formula.softmax, *batch, summed)
     if not formula.figures:
@@ -56,7 +56,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return function
 
 
-def matmul(features: Tensor, kernel: Tensor) -> Tensor:
+def product(features: Tensor, kernel: Tensor) -> Tensor:
     return ops.matmul(ops.cast(features, "float32"), ops.cast(kernel, "float32"))
 
 

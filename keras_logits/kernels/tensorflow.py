@@ -1,11 +1,4 @@
-"""TensorFlow: the gradient in the forward pass, compiled by XLA by itself.
-
-`tf.custom_gradient` is the outermost call and is given every tensor as an argument:
-one that closes over tensors inside a `tf.function` loses second derivatives that are
-taken from outside of it. Inside, one compiled function maps arrays to value and
-gradient; a second custom gradient hands the saved gradient on, and is differentiated
-through the closed form only when somebody asks.
-"""
+"""TensorFlow: the fused pass, compiled by XLA by itself, and what else a body has."""
 
 import functools
 from collections.abc import Callable
@@ -13,17 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record  # no public name tells what tapes watch
+from tensorflow.python.eager import record
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.chunk import Verbs
 from keras_logits.kernels.contract import (
     NO_SECOND_DERIVATIVE,
-    Formula,
     Linear,
     counted,
-    gradient_of_scores,
-    sum_of_losses,
+    left_out,
+    with_left_out,
 )
 from keras_logits.kernels.loop import (
     NOTHING,
@@ -33,192 +25,17 @@ from keras_logits.kernels.loop import (
     pass_over,
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
+from keras_logits.kernels.tensorflow_scores import function, is_watched, shaped
+from keras_logits.kernels.tensorflow_scores import is_concrete as is_concrete
+from keras_logits.kernels.tensorflow_scores import weighted as weighted
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import accurate_dtype
 
-COMPILED_FROM = 2**15
-"""Scores in a batch from which XLA pays.
+COMPILED_PASSES = 64
+"""Fused passes that are kept compiled: each number of tokens below a chunk has its own.
 
-XLA compiles again for every new shape (about 0.1 s). A batch below this size takes
-less than a millisecond in any case, so that it is not worth a compilation.
+A step uses two or three.
 """
-
-
-def weighted(
-    formula: Formula,
-    labels: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    constants: tuple[Tensor | None, ...],
-    summed: bool,
-) -> Tensor:
-    value = _by_scores(formula, constants, summed)(scores, weights, labels)
-    shape = () if summed else tf.shape(value)
-    rest = _by_the_rest(formula, constants, scores, shape)
-    # Apart from the rest: a tape runs this backward pass only if it watches weights or
-    # labels, while the other one runs in every training step. Eagerly it would run for
-    # the scores as well, were they an argument; a graph drops what nobody asks for.
-    return value + (
-        rest(weights, labels)
-        if tf.executing_eagerly()
-        else rest(weights, labels, scores)
-    )
-
-
-def _by_scores(
-    formula: Formula, constants: tuple[Tensor | None, ...], summed: bool
-) -> Any:
-    """The value, with its derivative by the scores."""
-
-    @tf.custom_gradient
-    def run(scores: Tensor, weights: Tensor, labels: Tensor) -> Any:
-        arguments = (labels, scores, weights, *constants)
-        with record.stop_recording():
-            value, saved = _compiled(formula, summed, _ranks(arguments))(*arguments)
-
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            batch = [scores, weights, labels, saved, *constants]
-            if not tf.executing_eagerly():
-                # A backward graph that is derived again may use only what is in it.
-                batch = [None if x is None else tf.identity(x) for x in batch]
-            gradient = _derived_again(formula, tuple(batch[4:]))(*batch[:4])
-            if not (summed and _is_one(upstream)):
-                up = upstream if summed else formula.over_scores(upstream)
-                gradient = up * gradient
-            return tf.cast(gradient, scores.dtype), None, None
-
-        return value, backward
-
-    return run
-
-
-def _is_one(upstream: Tensor) -> bool:
-    """Whether a product with it can be spared; not asked where that would wait."""
-    waits = is_concrete(upstream) and "CPU" not in upstream.device
-    if waits or _is_watched(upstream):
-        return False
-    known = tf.get_static_value(upstream)
-    return known is not None and known == 1
-
-
-def _derived_again(formula: Formula, constants: tuple[Tensor | None, ...]) -> Any:
-    """The saved gradient, whose own derivatives are those of its closed form."""
-
-    @tf.custom_gradient
-    def run(scores: Tensor, weights: Tensor, labels: Tensor, saved: Tensor) -> Any:
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            arguments = (upstream, scores, weights, labels, *constants)
-            return *_along(formula, _ranks(arguments))(*arguments), None
-
-        return saved, backward
-
-    return run
-
-
-@functools.cache
-def _along(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
-    """The derivatives of the closed form along a direction.
-
-    A function of its own, because forward mode does not see through a tape that a
-    backward pass opens.
-    """
-    return _function(functools.partial(_derivatives, formula))
-
-
-def _derivatives(
-    formula: Formula,
-    upstream: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    labels: Tensor,
-    *constants: Tensor | None,
-) -> list[Tensor | None]:
-    inputs = [scores, weights, labels]
-    with tf.GradientTape() as tape:
-        tape.watch([x for x in inputs if x.dtype.is_floating])
-        closed = gradient_of_scores(formula, labels, scores, weights, constants)
-        along = tf.reduce_sum(upstream * closed)
-    found: list[Tensor | None] = tape.gradient(along, inputs)
-    return found
-
-
-def _by_the_rest(
-    formula: Formula,
-    constants: tuple[Tensor | None, ...],
-    scores: Tensor,
-    shape: Any,
-) -> Any:
-    """Zeros, with the derivatives that the value has by weights and labels."""
-
-    @tf.custom_gradient
-    def run(weights: Tensor, labels: Tensor, *passed: Tensor) -> Any:
-        z = passed[0] if passed else scores
-
-        def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
-            inputs = [weights, labels]
-            with tf.GradientTape() as tape:
-                tape.watch([x for x in inputs if x.dtype.is_floating])
-                along = sum_of_losses(formula, labels, z, weights, constants, upstream)
-            return *tape.gradient(along, inputs), *[None for _ in passed]
-
-        return tf.zeros(shape, weights.dtype), backward
-
-    return run
-
-
-def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
-    return tuple(None if x is None else x.shape.rank for x in tensors)
-
-
-def _function(run: functools.partial[Any], **options: Any) -> Callable[..., Any]:
-    """A compiled function, of a partial.
-
-    TensorFlow counts tracings by the code that they are of, and would warn that one
-    function was traced for each formula. A partial is counted by itself.
-
-    Loops are said by `keras.ops`: AutoGraph would find none, and keep what it rewrote.
-    """
-    function: Callable[..., Any] = tf.function(
-        run, reduce_retracing=True, autograph=False, **options
-    )
-    return function
-
-
-def _value_and_gradient(
-    formula: Formula,
-    summed: bool,
-    labels: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    *constants: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    losses, gradient = formula.evaluate(labels, scores, weights, *constants)
-    value = counted(losses, weights)
-    return tf.reduce_sum(value) if summed else value, gradient
-
-
-@functools.cache
-def _compiled(
-    formula: Formula, summed: bool, ranks: tuple[int | None, ...]
-) -> Callable[..., Any]:
-    """Value and gradient: by XLA, unless the batch is too small to pay.
-
-    One for all sizes, but for each set of ranks: a trace that TensorFlow relaxed from
-    two of them would know no rank at all.
-    """
-    run = functools.partial(_value_and_gradient, formula, summed)
-    by_xla, as_graph = _function(run, jit_compile=True), _function(run)
-
-    def choose(labels: Tensor, scores: Tensor, *rest: Any) -> Any:
-        size = scores.shape.num_elements()
-        if size is None:
-            return tf.cond(
-                tf.size(scores) >= COMPILED_FROM,
-                lambda: by_xla(labels, scores, *rest),
-                lambda: as_graph(labels, scores, *rest),
-            )
-        return (by_xla if size >= COMPILED_FROM else as_graph)(labels, scores, *rest)
-
-    return choose
 
 
 def weighted_linear(
@@ -236,8 +53,15 @@ def weighted_linear(
     backward pass goes over all tokens again.
     """
     linear = Linear(*(None if x is None else read(x) for x in linear))
-    wanted = Wanted(*(x is not None and _is_watched(x) for x in linear))
+    wanted = Wanted(*(x is not None and is_watched(x) for x in linear))
     at_once = wanted if summed else NOTHING
+    later, by_weights = [] if summed else [wanted], is_watched(weights)
+    if not tf.executing_eagerly():
+        # Tapes outside of this graph are not seen. It drops what none of them asks.
+        rest = (x is not None and not w for x, w in zip(linear, wanted, strict=True))
+        later, by_weights = [*later, Wanted(*rest)], True
+    later = [asked for asked in later if any(asked)]
+    shape = () if summed else weights.shape
     features, kernel, bias = linear
     bias = () if bias is None else (bias,)
 
@@ -247,23 +71,29 @@ def weighted_linear(
         with record.stop_recording():
             compiled = _compiled_pass(formula, at_once)
             found = compiled(given, labels, weights, class_weights, known)
+        found = _sealed(found, [weights, features, kernel, *bias])
+
+        def again(asked: Wanted, weights: Tensor) -> Found:
+            unwatched = _compiled_pass(replace(formula, figures=()), asked)
+            with record.stop_recording():
+                found = unwatched(given, labels, weights, class_weights, known)
+            return _sealed(found, [weights, features, kernel, *bias])
 
         def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
-            gradients, up = found.gradients, upstream
-            if not any(at_once):
-                asked = wanted if any(wanted) else Wanted(True, True, bool(bias))
-                up = tf.ones((), upstream.dtype)
-                with record.stop_recording():
-                    again = _compiled_pass(replace(formula, figures=()), asked)
-                    batch = (given, labels, weights * upstream, class_weights, known)
-                    gradients = again(*batch).gradients
+            upstream, losses = shaped(upstream, shape), found.losses
+            slopes = [None if g is None else upstream * g for g in found.gradients]
+            for asked in later:
+                more = again(asked, weights * upstream).gradients
+                slopes = [
+                    a if b is None else b for a, b in zip(slopes, more, strict=True)
+                ]
+            if by_weights:
+                left = again(NOTHING, left_out(weights)).losses
+                losses = with_left_out(losses, left)
             inputs = [weights, features, kernel, *bias]
             return [
-                None if g is None else _not_again(tf.cast(u * g, x.dtype), *inputs)
-                for x, u, g in [
-                    (weights, upstream, found.losses),
-                    *((x, up, g) for x, g in zip(inputs[1:], gradients, strict=False)),
-                ]
+                None if g is None else _not_again(tf.cast(g, x.dtype), *inputs)
+                for x, g in zip(inputs, [upstream * losses, *slopes], strict=False)
             ]
 
         values = counted(found.losses, weights)
@@ -274,26 +104,47 @@ def weighted_linear(
     return found[0], found[1] if formula.figures else None
 
 
-def _is_watched(tensor: Tensor) -> bool:
-    return bool(record.should_record_backprop([tensor]))
+def _sealed(found: Found, inputs: list[Tensor]) -> Found:
+    """What a pass found, in whose loops no derivative is looked for.
+
+    A graph that is differentiated from outside of it, more than once, has derivatives
+    made of all that its backward passes keep.
+    """
+    if tf.executing_eagerly():
+        return found
+    sealed = [
+        None if x is None else _not_again(x, *inputs) for x in tf.nest.flatten(found)
+    ]
+    packed: Found = tf.nest.pack_sequence_as(found, sealed)
+    return packed
 
 
 @tf.custom_gradient
-def _not_again(gradient: Tensor, *_: Tensor) -> Any:
+def _not_again(gradient: Tensor, *inputs: Tensor) -> Any:
     """The gradient itself, which refuses to be differentiated once more."""
 
-    def backward(upstream: Tensor) -> None:
-        raise ValueError(NO_SECOND_DERIVATIVE)
+    def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
+        here = tf.compat.v1.get_default_graph()
+        if tf.executing_eagerly() or gradient.graph is here:
+            raise ValueError(NO_SECOND_DERIVATIVE)
+        # Whoever differentiates a graph from outside of it is handed derivatives of all
+        # that it returns or keeps, and has zeros come from above for what is not asked.
+        unasked = tf.reduce_all(tf.equal(upstream, 0))
+        with tf.control_dependencies([tf.Assert(unasked, [NO_SECOND_DERIVATIVE])]):
+            nothing = nan_where(
+                tf.logical_not(unasked), "float32"
+            )  # XLA asserts nothing
+        return None, *(tf.zeros_like(x) + tf.cast(nothing, x.dtype) for x in inputs)
 
     return gradient, backward
 
 
-@functools.cache
+@functools.lru_cache(COMPILED_PASSES)
 def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     verbs = Verbs(matmul, accurate_dtype, _add_rows)
     run = functools.partial(_pass_over, formula, wanted, verbs)
     # By XLA always: TensorFlow's own loops copy what they add to at each step.
-    return _function(run, jit_compile=True)
+    return function(run, jit_compile=True)
 
 
 def _pass_over(
@@ -343,6 +194,33 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     return tf.matmul(tf.cast(features, dtype), tf.cast(kernel, dtype))
 
 
+def product(features: Tensor, kernel: Tensor) -> Tensor:
+    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    if tf.executing_eagerly() and not is_watched(features) and not is_watched(kernel):
+        return matmul(features, kernel)
+    by_rule: Tensor = _product(features, kernel)
+    return by_rule
+
+
+@tf.custom_gradient
+def _product(features: Tensor, kernel: Tensor) -> Any:
+    def backward(upstream: Tensor) -> tuple[Tensor, Tensor]:
+        x, k, up = features, kernel, tf.cast(upstream, value.dtype)
+        if not tf.executing_eagerly():
+            # A backward graph that is derived again may use only what is in it.
+            x, k = tf.identity(x), tf.identity(k)
+        k = tf.cast(k, up.dtype)
+        by_features = tf.matmul(up, k, transpose_b=True)
+        known = tf.where(tf.math.is_finite(x), x, tf.zeros_like(x))
+        known = tf.reshape(tf.cast(known, up.dtype), (-1, tf.shape(k)[0]))
+        rows = tf.reshape(up, (-1, tf.shape(k)[1]))
+        by_kernel = tf.matmul(known, rows, transpose_a=True)
+        return tf.cast(by_features, x.dtype), tf.cast(by_kernel, kernel.dtype)
+
+    value = matmul(features, kernel)
+    return value, backward
+
+
 def total_over_replicas(total: Tensor) -> Tensor:
     """The sum over all replicas of a strategy, so that they act as one batch."""
     context = tf.distribute.get_replica_context()
@@ -361,10 +239,3 @@ def read(variable: Tensor) -> Tensor:
 
 def device() -> str:
     return "accelerator" if tf.config.get_visible_devices("GPU") else "cpu"
-
-
-def is_concrete(tensor: Tensor) -> bool:
-    if tf.is_symbolic_tensor(tensor):
-        return False
-    # A tensor that was made outside of a graph has its values in it, too.
-    return tf.executing_eagerly() or isinstance(tensor, tf.Tensor)

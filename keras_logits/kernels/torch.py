@@ -15,8 +15,10 @@ from keras_logits.kernels.contract import (
     Formula,
     Linear,
     counted,
-    gradient_of_scores,
+    evaluated_again,
+    left_out,
     sum_of_losses,
+    with_left_out,
 )
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.figures import figures
@@ -52,6 +54,7 @@ class _Weighted(torch.autograd.Function):
         )
         ctx.save_for_backward(scores, weights, labels, gradient)
         ctx.formula, ctx.constants, ctx.summed = formula, constants, summed
+        ctx.handed_out = False
         values = counted(losses, weights)
         return values.sum() if summed else values
 
@@ -62,11 +65,19 @@ class _Weighted(torch.autograd.Function):
         by_scores = by_weights = by_labels = None
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():  # create_graph: somebody derives it again
-                gradient = gradient_of_scores(*problem)
+                gradient = evaluated_again(*problem).gradient
+            elif ctx.handed_out:  # and perhaps changed in place since
+                again = _evaluate(ctx.formula, labels, scores, weights, ctx.constants)
+                gradient = again.gradient
             up = upstream if ctx.summed else ctx.formula.over_scores(upstream)
             if torch.is_grad_enabled() or not _is_one(up):
-                gradient = up * gradient
-            by_scores = gradient.to(scores.dtype)
+                by_scores = (up * gradient).to(scores.dtype)
+            else:
+                by_scores = gradient.to(scores.dtype)
+                if by_scores is gradient and not ctx.handed_out:
+                    # Another tensor of the same memory, whose changes are counted by
+                    # itself: torch would refuse to read a saved tensor that changed.
+                    by_scores, ctx.handed_out = gradient.data, True
         if ctx.needs_input_grad[1]:
             by_weights = _derived(problem, 3, upstream)
         if ctx.needs_input_grad[2]:
@@ -100,7 +111,7 @@ def _evaluate(
     scores: Tensor,
     weights: Tensor,
     constants: tuple[Tensor | None, ...],
-    with_gradient: bool,
+    with_gradient: bool = True,
 ) -> Evaluated:
     if (
         isinstance(formula, SoftmaxFormula)
@@ -132,7 +143,7 @@ def _of_class_ids(
     total = exp.sum(axis, keepdim=True)
     target = z.gather(axis, ids)
     losses = (total.log() + (highest - target)).squeeze(axis)
-    losses = torch.where(valid, losses, float("nan"))
+    losses = torch.where(valid | (weights == 0), losses, float("nan"))
     if not with_gradient:
         return Evaluated(losses, exp)
     usable = valid & (weights == weights)  # a NaN weight has gradient 0
@@ -168,7 +179,14 @@ class _Linear(torch.autograd.Function):
         at_once = wanted if summed else NOTHING
         batch = (Linear(*linear), labels, weights, class_weights, known)
         found = _pass_over(formula, at_once, *batch)
-        saved = (*linear, weights, labels, class_weights, known, found.losses)
+        losses = found.losses
+        if ctx.needs_input_grad[3]:
+            # Those of tokens that the pass left out, by another over these alone.
+            others = (Linear(*linear), labels, left_out(weights), class_weights, known)
+            unwatched = replace(formula, figures=())
+            left = _pass_over(unwatched, NOTHING, *others).losses
+            losses = with_left_out(losses, left)
+        saved = (*linear, weights, labels, class_weights, known, losses)
         ctx.save_for_backward(*saved, *found.gradients)
         ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
         values = counted(found.losses, weights)
@@ -305,6 +323,55 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         return torch.matmul(features.to(dtype), kernel.to(dtype))
+
+
+def product(features: Tensor, kernel: Tensor) -> Tensor:
+    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    with torch.autocast(features.device.type, enabled=False):
+        features, kernel = features.to(dtype), kernel.to(dtype)
+        if not torch.compiler.is_compiling():  # which takes no rule for forward mode
+            by_rule: Tensor = _Product.apply(features, kernel)
+            return by_rule
+        known = _finite(features)
+        rest = (features - known).sum(-1, keepdim=True)
+        return known @ kernel + rest.detach()
+
+
+class _Product(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(features: Tensor, kernel: Tensor) -> Tensor:
+        return torch.matmul(features, kernel)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        features, kernel = ctx.saved_tensors
+        by_features = by_kernel = None
+        if ctx.needs_input_grad[0]:
+            by_features = upstream @ kernel.T
+        if ctx.needs_input_grad[1]:
+            known = _finite(features).reshape(-1, kernel.shape[0])
+            by_kernel = known.T @ upstream.reshape(-1, kernel.shape[1])
+        return by_features, by_kernel
+
+    @staticmethod
+    def jvp(ctx: Any, d_features: Tensor | None, d_kernel: Tensor | None) -> Tensor:
+        features, kernel = ctx.saved_tensors
+        terms = [] if d_features is None else [d_features @ kernel]
+        if d_kernel is not None:
+            terms.append(_finite(features) @ d_kernel)
+        return sum(terms[1:], terms[0])
+
+
+def _finite(features: Tensor) -> Tensor:
+    return torch.nan_to_num(features, 0.0, 0.0, 0.0)
 
 
 def total_over_replicas(total: Tensor) -> Tensor:

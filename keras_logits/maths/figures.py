@@ -3,6 +3,7 @@
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.sigmoid import SigmoidFormula
 from keras_logits.maths.softmax import SoftmaxFormula
@@ -88,7 +89,7 @@ def come_before(z: Tensor, ids: Tensor, own: Tensor, true: Tensor) -> Tensor:
     library that XLA has for sums.
     """
     # Infinite logits are no numbers to compare: nothing is right about them.
-    own = ops.where(ops.equal(own, float("inf")), ops.full_like(own, float("nan")), own)
+    own = own + nan_where(ops.equal(own, float("inf")), own.dtype)
     one, zero = ops.ones((), dtype=z.dtype), ops.zeros((), dtype=z.dtype)
     # By `<` and `<=`: a label among logits that are NaN would come first by `>`.
     at_least, more = ops.where(z < own, zero, one), ops.where(z <= own, zero, one)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.softmax import Evaluated, focal_log
+from keras_logits.maths.weights import counting, usable
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ class SigmoidFormula:
         z = at_least_float32(scores)
         y = ops.cast(labels, z.dtype)
         valid = ops.logical_and(y >= 0, y <= 1)
-        usable = ops.logical_and(valid, ops.equal(weights, weights))
-        w = ops.where(usable, weights, ops.zeros_like(weights))
+        bad, w = usable(valid, weights)
         t = ops.where(valid, y, ops.zeros_like(y))
         if self.label_smoothing:
             t = (1.0 - self.label_smoothing) * t + 0.5 * self.label_smoothing
@@ -56,9 +57,8 @@ class SigmoidFormula:
         positive = t if pos_weight is None else t * ops.cast(pos_weight, z.dtype)
         losses = _selected(positive, yes) + _selected(1.0 - t, no)
         gradient = w * (positive * yes_slope + (1.0 - t) * no_slope)
-        gradient = ops.where(ops.equal(w, 0), ops.zeros_like(gradient), gradient)
-        losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
-        return Evaluated(losses, gradient)
+        losses = losses + nan_where(bad, losses.dtype)
+        return Evaluated(losses, counting(gradient, w))
 
     def two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of a positive and of a negative label, each with its derivative."""
@@ -92,6 +92,4 @@ class SigmoidFormula:
 
 def _selected(factor: Tensor, loss: Tensor) -> Tensor:
     """`factor * loss`, 0 where the factor is 0: an infinite loss does not leak."""
-    none = ops.equal(factor, 0)
-    safe = ops.where(none, ops.zeros_like(loss), loss)
-    return factor * safe
+    return factor * counting(loss, factor)

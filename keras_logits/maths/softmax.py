@@ -18,10 +18,11 @@ import numpy as np
 from keras import ops
 
 from keras_logits._typing import Tensor
+from keras_logits.maths.alarms import inf_where, nan_where
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
 from keras_logits.maths.sums import Sums, are_open, finite, highest_of, sums_of
-from keras_logits.maths.weights import nonzero
+from keras_logits.maths.weights import counting, nonzero, usable
 
 
 class Evaluated(NamedTuple):
@@ -115,20 +116,21 @@ class SoftmaxFormula:
             by_class = self.gradient(found, z, self.class_ids(z), columns)
             return Evaluated(found.losses, by_class)
         given, valid, mass = self.read(labels, z.dtype, columns)
-        usable, wide = self._usable(valid, weights)
+        bad, wide = self._used(valid, weights)
         if self.from_probabilities:
             losses, gradient = self._of_probabilities(given, z, columns)
         else:
             losses, gradient = self._of_targets(given, z, columns, mass)
-        gradient = ops.where(ops.equal(wide, 0), ops.zeros_like(z), gradient * wide)
-        losses = ops.where(usable, losses, ops.full_like(losses, float("nan")))
-        return Evaluated(losses, gradient)
+        losses = losses + nan_where(bad, losses.dtype)
+        return Evaluated(losses, counting(gradient * wide, wide))
 
-    def _usable(self, valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Which positions have a loss, and their weights along the classes, else 0."""
-        usable = ops.logical_and(valid, ops.equal(weights, weights))
-        w = ops.where(usable, weights, ops.zeros_like(weights))
-        return usable, ops.expand_dims(w, self.axis)
+    def _used(self, valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Which positions have no loss, and the weights of others along the classes.
+
+        A bad label behind a weight of 0 is nothing bad.
+        """
+        bad, w = usable(valid, weights)
+        return bad, ops.expand_dims(w, self.axis)
 
     def mass(self, labels: Tensor, scores: Tensor, class_weights: Tensor) -> Tensor:
         """Each position's class weight d, its share of a mean's denominator."""
@@ -186,7 +188,7 @@ class SoftmaxFormula:
         the formula is not closed.
         """
         ids, valid, mass = self.read(labels, own.dtype, columns)
-        usable, w = self._usable(valid, weights)
+        bad, w = self._used(valid, weights)
         shift, total = finite(sums["highest"]), nonzero(sums["total"])
         log_total = ops.log(total)
         target = own - shift
@@ -199,8 +201,7 @@ class SoftmaxFormula:
             p = ops.exp(target) / total
             factor, slope = _focal(-surprise, p, unreachable, self.focal_gamma)
             loss, pull = loss * factor, known * slope
-        lost = ops.where(known > 0, ops.full_like(known, float("inf")), known)
-        loss = ops.where(unreachable, lost, loss)
+        loss = loss + inf_where(ops.logical_and(unreachable, known > 0), loss.dtype)
         drop = ops.where(unreachable, ops.zeros_like(w), w * pull)
         spread = None
         if self.label_smoothing:
@@ -213,7 +214,7 @@ class SoftmaxFormula:
             loss = loss + self.z_loss * mass * lse * lse
             pull = pull + 2.0 * self.z_loss * mass * lse
         loss = ops.squeeze(loss, self.axis)
-        loss = ops.where(usable, loss, ops.full_like(loss, float("nan")))
+        loss = loss + nan_where(bad, loss.dtype)
         return Positions(loss, w, ids, shift, w * pull / total, drop, spread)
 
     def gradient(
@@ -232,8 +233,7 @@ class SoftmaxFormula:
             spread = found.spread if columns is None else found.spread * columns
             is_open = are_open(z, open_classes)
             gradient = gradient - ops.where(is_open, spread, ops.zeros_like(spread))
-        none = ops.equal(found.weights, 0)
-        return ops.where(none, ops.zeros_like(z), gradient)
+        return counting(gradient, found.weights)
 
     def _of_targets(
         self, given: Tensor, z: Tensor, columns: Tensor | None, mass: Tensor
@@ -256,7 +256,7 @@ class SoftmaxFormula:
         unreachable = ops.logical_and(parts.masked, target > 0)
         loss = -ops.sum(terms, axis=self.axis, keepdims=True)
         lost = ops.any(unreachable, axis=self.axis, keepdims=True)
-        loss = ops.where(lost, ops.full_like(loss, float("inf")), loss)
+        loss = ops.where(lost, ops.zeros_like(loss), loss) + inf_where(lost, loss.dtype)
         pull = ops.sum(slopes, axis=self.axis, keepdims=True)
         if self.z_loss:
             lse = parts.shift + parts.log_total

@@ -36,6 +36,14 @@ class Squash:
             products = products + ops.cast(bias, products.dtype)
         return self._as_quotient(products) if as_quotient else self.logits(products)
 
+    def past_nan(self, products: Tensor, bias: Tensor | None) -> Tensor:
+        """The logits of products; a gradient of 0 by one that is NaN goes back as 0."""
+        if self.softcap is None:
+            return self.of_products(products, bias)
+        unknown = ops.isnan(products)
+        known = ops.where(unknown, ops.zeros_like(products), products)
+        return ops.where(unknown, products, self.of_products(known, bias))
+
     def _as_quotient(self, scores: Tensor) -> Tensor:
         """The logits, where the last step of a soft-cap is a division.
 

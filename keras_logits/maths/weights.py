@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, get_args
 from keras import ops
 
 from keras_logits._typing import ClassWeight, Reduction, Tensor
+from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.shapes import static_shape
 
 REDUCTIONS = (*get_args(Reduction), None)
@@ -145,7 +146,10 @@ def reduced(
         total_over_replicas: the sum of a scalar over all replicas.
     """
     if reduction == "mean_with_sample_weight":
-        total = _total_weight(weights, mass)
+        if weights.given:
+            return _shares(weights.values, mass, total_over_replicas)
+        mass = ops.ones_like(weights.values) if mass is None else mass
+        total = ops.sum(weighed(mass, weights.values))
     elif reduction in ("sum_over_batch_size", "mean"):
         counted = ops.ones_like(weights.values)
         if weights.counted is not None:
@@ -153,25 +157,62 @@ def reduced(
         total = ops.sum(counted)
     else:
         return weights.values
-    total = total_over_replicas(total)
-    empty = ops.equal(total, 0)
-    return weights.values * ops.where(empty, 0 * total, 1 / nonzero(total))
+    return weights.values * _inverse(total_over_replicas(total))
 
 
-def _total_weight(weights: Weights, mass: Tensor | None) -> Tensor:
-    if mass is None:
-        shares = weights.values
-    else:
-        # Selected, so that what hides behind a weight of 0 has no mass either.
-        none = ops.equal(weights.values, 0)
-        shares = ops.where(none, ops.zeros_like(mass), weights.values * mass)
-    total = ops.sum(shares)
-    if not weights.given:
-        return total
+def _shares(
+    values: Tensor,
+    mass: Tensor | None,
+    total_over_replicas: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Each weight's share of the total, by weights of any size.
+
+    Their total may be more than the largest float, or its inverse may be. So they are
+    divided by `scale` twice before, whatever it is: by the sum of their roots, which is
+    itself a float, and leaves a total between 1 and 1 / the number of positions.
+    """
+    known = ops.stop_gradient(values)
+    roots = ops.sqrt(ops.where(known > 0, known, ops.zeros_like(known)))
+    if mass is not None:
+        roots = roots * ops.sqrt(ops.stop_gradient(mass))
+    scale = nonzero(total_over_replicas(ops.sum(roots)))
+    scaled = values / scale
+    each = scaled / scale if mass is None else weighed(mass / scale, scaled)
     # A negative weight would flip every gradient of a mean. NaN makes the loss NaN, and
     # a kernel gives positions whose weight is NaN a gradient of 0.
-    negative = ops.any(weights.values < 0)
-    return ops.where(negative, ops.full_like(total, float("nan")), total)
+    total = ops.sum(each) + nan_where(ops.any(values < 0), each.dtype)
+    return scaled * _inverse(total_over_replicas(total)) / scale
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """1 / total; 0 for a total of 0, so that a mean over nothing is 0."""
+    return ops.where(ops.equal(total, 0), 0 * total, 1 / nonzero(total))
+
+
+def usable(valid: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Which losses are NaN, and the weights of the others.
+
+    A bad label is, unless its weight is 0, and so is any label whose weight is NaN.
+    """
+    sound = ops.logical_and(valid, ops.equal(weights, weights))
+    bad = ops.logical_and(ops.logical_not(sound), ops.not_equal(weights, 0))
+    return bad, ops.where(sound, weights, ops.zeros_like(weights))
+
+
+def counting(values: Tensor, weights: Tensor) -> Tensor:
+    """The values, with 0 where the weight is 0: what hides there stays there."""
+    return ops.where(ops.equal(weights, 0), ops.zeros_like(values), values)
+
+
+def weighed(values: Tensor, weights: Tensor) -> Tensor:
+    """`weights * values`, to be differentiated by the weights.
+
+    The derivative by a weight of 0 is its value, as that by any other is. A value that
+    is not finite hides behind such a weight: it is selected out.
+    """
+    none = ops.equal(weights, 0)
+    hidden = ops.logical_and(none, ops.logical_not(ops.isfinite(values)))
+    return weights * ops.where(hidden, ops.zeros_like(values), values)
 
 
 def nonzero(total: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """TensorFlow: tensors never change, and tapes watch the variables of frozen layers."""
 
 import tensorflow as tf
-from tensorflow.python.eager import record  # no public name tells what tapes watch
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import Linear
+from keras_logits.kernels.tensorflow_scores import is_watched
 from keras_logits.kernels.tensors.unchanging import CHANGES_IN_PLACE as CHANGES_IN_PLACE
 from keras_logits.kernels.tensors.unchanging import gradient_is_seen as gradient_is_seen
 from keras_logits.kernels.tensors.unchanging import (
@@ -20,7 +20,8 @@ def is_deferred(tensor: Tensor) -> bool:
 
 def linked_like(logits: Tensor, linear: Linear) -> Linear:
     """As promised. Logits have none where a tape was stopped, or began after them."""
-    if _is_watched(logits) or not any(map(_is_watched, linear)):
+    operands = [x for x in linear if x is not None]
+    if is_watched(logits) or not any(map(is_watched, operands)):
         return linear
     return Linear(*(x if x is None else tf.stop_gradient(x) for x in linear))
 
@@ -28,7 +29,3 @@ def linked_like(logits: Tensor, linear: Linear) -> Linear:
 def as_frozen(tensor: Tensor) -> Tensor:
     """As promised. Keras freezes a variable without a word to TensorFlow."""
     return tf.stop_gradient(tensor)
-
-
-def _is_watched(tensor: Tensor | None) -> bool:
-    return tensor is not None and bool(record.should_record_backprop([tensor]))
