@@ -17,8 +17,13 @@ from keras_logits._typing import Tensor
 from keras_logits.kernels import Weighted
 from keras_logits.maths import diagnosis
 from keras_logits.maths.labels import class_labels, known_rank, unit_labels
-from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.shapes import fixed, sizes
+from keras_logits.maths.links import (
+    accurate_dtype,
+    at_least_float32,
+    check_softmax,
+)
+from keras_logits.maths.probabilities import no_probabilities
+from keras_logits.maths.shapes import Shape, checked_axis, fixed, sizes
 from keras_logits.maths.sigmoid import SigmoidFormula
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.weights import class_weights, nonzero
@@ -43,13 +48,13 @@ class SoftmaxTask:
                 "or end the model with LogitsHead."
             )
         shape = known_rank(scores)
-        axis = _checked_axis(options.axis, shape)
-        self.classes = _checked_classes(shape, axis)
+        axis = checked_axis(options.axis, shape)
+        check_softmax(shape, axis, _ONE_CLASS)
         self.axis, self.scores = axis, scores
         self.labels, self.are_ids = class_labels(labels, scores, axis)
         self.formula = SoftmaxFormula(
             ids=self.are_ids,
-            classes=self.classes,
+            classes=shape[axis],
             axis=axis,
             label_smoothing=float(options.label_smoothing),
             focal_gamma=float(options.focal_gamma),
@@ -59,7 +64,8 @@ class SoftmaxTask:
         self.positions = _ones(fixed(sizes(scores), axis), scores)
         self.per_class, self.mass, self.scale = None, None, None
         if options.class_weight is not None:
-            values = class_weights(options.class_weight, self.classes, "class_weight")
+            classes = _known_classes(shape, axis, "class_weight")
+            values = class_weights(options.class_weight, classes, "class_weight")
             self.per_class = ops.convert_to_tensor(values, self.positions.dtype)
             self.mass = self.formula.mass(self.labels, scores, self.per_class)
         self.not_ignored = self._not_ignored(options.ignore_index)
@@ -77,16 +83,19 @@ class SoftmaxTask:
     def explain(self, counts: np.ndarray) -> None:
         labels = ops.convert_to_numpy(self.labels)
         if self.are_ids:
-            diagnosis.explain_class_ids(labels, counts, self.classes)
+            classes = self.scores.shape[self.axis]
+            diagnosis.explain_class_ids(labels, counts, classes)
         else:
             diagnosis.explain_distributions(labels, counts, self.axis)
+        _explain_scores(self, np.expand_dims(counts, self.axis))
 
     def _not_ignored(self, ignore_index: int | None) -> Tensor | None:
         if ignore_index is None:
             return None
         if self.are_ids:
             return ops.not_equal(self.labels, ignore_index)
-        if not 0 <= ignore_index < self.classes:
+        classes = _known_classes(known_rank(self.scores), self.axis, "ignore_index")
+        if not 0 <= ignore_index < classes:
             raise ValueError(
                 "`ignore_index` must be one of the classes if labels are distributions,"
                 " which cannot hold any other. Received: "
@@ -114,7 +123,7 @@ class SigmoidTask:
         if len(known_rank(scores)) == 1:
             labels, scores = labels[:, None], scores[:, None]
         shape = known_rank(scores)
-        self.axis = _checked_axis(options.axis, shape)
+        self.axis = checked_axis(options.axis, shape)
         self.labels, self.scores = labels, scores
         self.formula = SigmoidFormula(
             label_smoothing=float(options.label_smoothing),
@@ -165,6 +174,7 @@ class SigmoidTask:
         if self.unit_weights is not None:
             counts = counts & (ops.convert_to_numpy(self.unit_weights) != 0)
         diagnosis.explain_units(ops.convert_to_numpy(self.labels), counts)
+        _explain_scores(self, counts)
 
     def _along_units(self, values: Any, name: str) -> Tensor | None:
         if values is None:
@@ -172,7 +182,7 @@ class SigmoidTask:
         dtype = self.positions.dtype
         if isinstance(values, Real):
             return ops.convert_to_tensor(float(values), dtype)
-        units = _checked_classes(known_rank(self.scores), self.axis)
+        units = _known_classes(known_rank(self.scores), self.axis, name)
         shape = [1] * len(self.scores.shape)
         shape[self.axis] = units
         tensor = ops.convert_to_tensor(class_weights(values, units, name), dtype)
@@ -191,24 +201,28 @@ def _ones(shape: list[Tensor], scores: Tensor) -> Tensor:
     return ops.ones(shape, dtype=accurate_dtype(scores.dtype))
 
 
-def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"`axis` must be an axis of the logits. Received: axis={axis} and logits "
-            f"of shape {shape}. Write axis=-1 for classes on the last axis."
-        )
-    return int(axis) % len(shape)
+def _explain_scores(task: "SoftmaxTask | SigmoidTask", counts: np.ndarray) -> None:
+    if task.formula.from_probabilities and kernels.is_concrete(task.scores):
+        wrong = ops.convert_to_numpy(no_probabilities(task.scores))
+        scores = ops.convert_to_numpy(at_least_float32(task.scores))
+        diagnosis.explain_probabilities(scores, counts & wrong)
 
 
-def _checked_classes(shape: tuple[int | None, ...], axis: int) -> int:
+def _known_classes(shape: Shape, axis: int, name: str) -> int:
     classes = shape[axis]
     if classes is None:
         raise ValueError(
-            "`logits` must have a known number of classes. Received: logits of shape "
-            f"{shape}, with axis={axis}. Give them their shape with "
+            f"`{name}` needs a known number of classes. Received: {name} and logits of "
+            f"shape {shape}, with axis={axis}. Give them their shape with "
             "keras.ops.reshape(logits, (-1, number_of_classes))."
         )
     return classes
+
+
+_ONE_CLASS = (
+    "For a yes/no output write LogitsHead(1, 'sigmoid') and SigmoidCrossEntropy(), or "
+    "sigmoid_cross_entropy(labels, logits)."
+)
 
 
 def check_result(
