@@ -23,7 +23,14 @@ from keras_logits.maths.links import (
     check_softmax,
 )
 from keras_logits.maths.probabilities import no_probabilities
-from keras_logits.maths.shapes import Shape, checked_axis, fixed, sizes
+from keras_logits.maths.shapes import (
+    Shape,
+    agree,
+    checked_axis,
+    fixed,
+    sizes,
+    static_shape,
+)
 from keras_logits.maths.sigmoid import SigmoidFormula
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.weights import class_weights, nonzero
@@ -75,6 +82,10 @@ class SoftmaxTask:
     ) -> Weighted:
         batch = (self.labels, self.scores, weights, (self.per_class,))
         return kernels.weighted(self.formula, *batch, summed, figures)
+
+    def given_weights(self, weights: Tensor) -> Tensor:
+        """What the weights of positions stand for: here these themselves."""
+        return weights
 
     def weights_of_figures(self, weights: Tensor) -> Tensor:
         """One weight for each row of the figures."""
@@ -144,6 +155,7 @@ class SigmoidTask:
             )
         self.mass = self._mass()
         self.scale = 1.0 / nonzero(self.mass)
+        self.sample_weight: Tensor | None = None
 
     def weighted(
         self, weights: Tensor, summed: bool, figures: tuple[str, ...] = ()
@@ -162,12 +174,46 @@ class SigmoidTask:
         batch = (self.labels, self.scores, weights, (self.pos_weight,))
         return kernels.weighted(self.formula, *batch, summed, figures)
 
+    def of_units(self, sample_weight: Tensor | None) -> bool:
+        """Whether there is a weight for each unit of each position."""
+        if sample_weight is None:
+            return False
+        shape = static_shape(ops.convert_to_tensor(sample_weight))
+        return shape is not None and agree(shape, known_rank(self.scores))
+
+    def weigh_units(self, sample_weight: Tensor, counted: Tensor | None) -> None:
+        """Takes a weight for each unit of each position, of those that count.
+
+        It multiplies the class weight, and the share of a mean. The value of a position
+        under another reduction is still divided by the class weights alone.
+        """
+        own = ops.cast(ops.convert_to_tensor(sample_weight), self.positions.dtype)
+        for counts in (self.known, self._along_positions(counted)):
+            if counts is not None:
+                own = ops.where(counts, own, ops.zeros_like(own))
+        self.sample_weight = own
+        units = own if self.unit_weights is None else own * self.unit_weights
+        self.unit_weights = units
+        mass = ops.sum(units, axis=self.axis)
+        # As of a position's weight, a negative one would flip the gradients of a mean.
+        negative = ops.any(own < 0, axis=self.axis)
+        self.mass = ops.where(negative, ops.full_like(mass, float("nan")), mass)
+
+    def given_weights(self, weights: Tensor) -> Tensor:
+        """What the weights of positions stand for: these, or those of their units."""
+        return weights if self.sample_weight is None else self.sample_weight
+
     def weights_of_figures(self, weights: Tensor) -> Tensor:
         """One weight for each row of the figures: that of its position, if known."""
         whole = ops.ones_like(self.scores, dtype=weights.dtype)
-        if self.known is not None:
+        if self.sample_weight is not None:
+            whole = self.sample_weight
+        elif self.known is not None:
             whole = ops.cast(self.known, weights.dtype)
         return whole * ops.expand_dims(weights, axis=self.axis)
+
+    def _along_positions(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else ops.expand_dims(values, axis=self.axis)
 
     def explain(self, counts: np.ndarray) -> None:
         counts = np.expand_dims(counts, self.axis)
@@ -243,6 +289,6 @@ def check_result(
             return
     elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(weights)):
         return
-    given = ops.convert_to_numpy(weights)
-    diagnosis.explain_weights(given, reduction)
-    task.explain(given != 0)
+    given = task.given_weights(weights)
+    diagnosis.explain_weights(ops.convert_to_numpy(given), reduction)
+    task.explain(ops.convert_to_numpy(weights) != 0)

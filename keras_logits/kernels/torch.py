@@ -253,7 +253,7 @@ def _loop(
             if bias is None
             else torch.addmm(bias.to(dtype), x, used, **wide)
         )
-        logits = formula.squash.logits(scores)
+        logits = formula.squash.masked(formula.squash.logits(scores), bias)
         batch = (labels[rows], logits, weights[rows])
         found = _evaluate(formula.softmax, *batch, (class_weights,), any(wanted))
         losses[rows] = found.losses

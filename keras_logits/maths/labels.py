@@ -24,6 +24,7 @@ from keras_logits.maths.shapes import (
 
 def as_labels(labels: Tensor) -> Tensor:
     """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
+    _check_dense(labels)
     of_tensors = isinstance(labels, (list, tuple)) and any(map(ops.is_tensor, labels))
     if labels is None or isinstance(labels, (list, tuple, np.ndarray)):
         labels = labels if of_tensors else _as_numbers(labels)
@@ -38,6 +39,29 @@ def as_labels(labels: Tensor) -> Tensor:
         return ops.cast(labels, "int32")
     # What int64 is on JAX is told elsewhere.
     return ops.cast(labels, ops.convert_to_tensor(np.zeros((), "int64")).dtype)
+
+
+def _check_dense(labels: Any) -> None:
+    """Refuses labels that are ragged or sparse, of any framework."""
+    kind = type(labels).__name__
+    layout = str(getattr(labels, "layout", "torch.strided"))
+    if getattr(labels, "is_nested", False) is True:
+        kind, layout = "nested tensor", "ragged"
+    elif "Ragged" in kind:
+        layout = "ragged"
+    elif "parse" in type(labels).__module__ or kind == "SparseTensor":
+        layout = "sparse"
+    if layout not in ("torch.strided", "ragged", "sparse") and "sparse" not in layout:
+        return
+    if layout == "torch.strided":
+        return
+    remedy = "labels.to_dense() in torch, tf.sparse.to_dense(labels) in TensorFlow"
+    if layout == "ragged":
+        remedy = "labels.to_tensor(-1), or pad them with -1, and ignore_index=-1"
+    raise ValueError(
+        "`labels` must be dense, with a size for each axis. Received: labels that are "
+        f"{layout.replace('torch.', '')}, a {kind}. Write {remedy}."
+    )
 
 
 def _as_numbers(labels: Any) -> np.ndarray:

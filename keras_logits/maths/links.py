@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_logits._typing import Activation, Tensor
 from keras_logits.maths.shapes import checked_axis
+from keras_logits.symbolic import symbolic_too
 
 ACTIVATIONS = ("softmax", "sigmoid")
 
@@ -44,6 +45,7 @@ def accurate_dtype(*dtypes: Any) -> str:
     return "float64" if "float64" in names else "float32"
 
 
+@symbolic_too
 def logit(p: Tensor) -> Tensor:
     r"""The log-odds of a probability: the inverse of the sigmoid.
 
@@ -74,6 +76,7 @@ def logit(p: Tensor) -> Tensor:
     return ops.log(p) - ops.log1p(-p)
 
 
+@symbolic_too
 def probabilities(
     logits: Tensor, activation: Activation = "softmax", *, axis: int = -1
 ) -> Tensor:

@@ -220,9 +220,10 @@ class SoftmaxFormula:
             p = ops.exp(own - shift) / total
             factor, slope = _focal(half, p, unreachable, self.focal_gamma)
             known, pull = known * factor, known * slope
-        loss = 2.0 * (known * half)
+        part = known * half
         lost = ops.where(known > 0, ops.full_like(known, float("inf")), known)
-        loss = ops.where(unreachable, lost, loss)
+        # Not twice the part: TensorFlow would double the surprise, and overflow.
+        loss = part + ops.where(unreachable, lost, part)
         drop = ops.where(unreachable, ops.zeros_like(w), w * pull)
         spread = None
         if self.label_smoothing:
@@ -337,7 +338,8 @@ def half_surprise(
     Two logits may lie further apart than floats reach, and a small target makes that
     finite again.
     """
-    half = 0.5 * log_total - (0.5 * z - 0.5 * shift)
+    # TensorFlow would take out a factor that both terms share, and overflow after all.
+    half = 0.5 * log_total - (0.5 * z + -0.5 * shift)
     return ops.where(masked, ops.zeros_like(half), half)
 
 

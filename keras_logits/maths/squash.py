@@ -34,7 +34,15 @@ class Squash:
         """
         if bias is not None:
             products = products + ops.cast(bias, products.dtype)
-        return self._as_quotient(products) if as_quotient else self.logits(products)
+        logits = self._as_quotient(products) if as_quotient else self.logits(products)
+        return self.masked(logits, bias)
+
+    def masked(self, logits: Tensor, bias: Tensor | None) -> Tensor:
+        """The logits, -inf where the bias is: a soft-cap would bound these too."""
+        if bias is None or self.softcap is None:
+            return logits
+        closed = ops.equal(bias, -float("inf"))
+        return ops.where(closed, ops.full_like(logits, -float("inf")), logits)
 
     def _as_quotient(self, scores: Tensor) -> Tensor:
         """The logits, where the last step of a soft-cap is a division.
@@ -52,6 +60,8 @@ class Squash:
         """The gradient by the scores, of one by the logits that they became."""
         if self.softcap is not None:
             share = logits * (self.temperature / self.softcap)
+            masked = ops.equal(logits, -float("inf"))
+            share = ops.where(masked, ops.ones_like(share), share)
             gradient = gradient * (1.0 - share * share)
         return gradient if self.temperature == 1.0 else gradient / self.temperature
 

@@ -60,6 +60,10 @@ def sums_of(
         is_open = are_open(z, open_classes)
         return ops.where(is_open, values, ops.zeros((), dtype=z.dtype))
 
+    def scaled_gap(z: Tensor) -> Tensor:
+        # TensorFlow would take out a factor that both terms share, and overflow.
+        return SCALE * z + -SCALE * shift
+
     def over_classes(terms: Callable[..., Tensor]) -> Tensor:
         wide = (z,) if columns is None else (z, columns)
         return sum_over_classes(terms, axis, *wide, block=block)
@@ -72,7 +76,7 @@ def sums_of(
             lambda z: where_open(z, one), axis, z, block=block
         )
         sums["drawn"] = over_classes(
-            lambda z, c=1.0: where_open(z, c * (SCALE * z - SCALE * shift))
+            lambda z, c=1.0: where_open(z, c * scaled_gap(z))
         )
         if columns is not None:
             sums["share"] = over_classes(lambda z, c: where_open(z, c))
@@ -117,7 +121,7 @@ def _moved(sums: Sums, highest: Tensor) -> Sums:
         step = ops.where(
             ops.equal(was, -float("inf")),
             ops.zeros_like(was),
-            SCALE * was - SCALE * highest,
+            SCALE * was + -SCALE * highest,
         )
         moved["drawn"] = sums["drawn"] + step * sums.get("share", sums["count"])
     return moved
