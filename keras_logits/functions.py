@@ -254,11 +254,12 @@ def reduced_loss(
     figures: tuple[str, ...] = (),
 ) -> Reduced:
     """The weighted losses of a task as a scalar, or as one value for each position."""
-    of_units = isinstance(task, SigmoidTask) and task.of_units(sample_weight)
-    of_positions = None if of_units else sample_weight
-    given = position_weights(task.positions, of_positions, mask, task.not_ignored)
-    if of_units:
-        task.weigh_units(sample_weight, given.counted)
+    units = None
+    if isinstance(task, SigmoidTask) and task.of_units(sample_weight):
+        units, sample_weight = sample_weight, None
+    given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
+    if isinstance(task, SigmoidTask) and units is not None:
+        task.weigh_units(units, given.counted)
     weights = reduced(given, task.mass, reduction, kernels.total_over_replicas)
     if reduction != "mean_with_sample_weight" and task.scale is not None:
         weights = weights * task.scale

@@ -1,4 +1,4 @@
-"""The functions on symbolic tensors: nodes of a functional model, as Keras' own ops are."""
+"""The functions on symbolic tensors: nodes of a model, as Keras' own ops are."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _functions: dict[str, Callable[..., Any]] = {}
 
 
 @keras.saving.register_keras_serializable(package="keras_logits")
-class Function(keras.Operation):  # type: ignore[misc]
+class Function(keras.Operation):
     """A function of this package as an operation, with all of it that is no tensor."""
 
     def __init__(

@@ -75,9 +75,7 @@ def sums_of(
         sums["count"] = sum_over_classes(
             lambda z: where_open(z, one), axis, z, block=block
         )
-        sums["drawn"] = over_classes(
-            lambda z, c=1.0: where_open(z, c * scaled_gap(z))
-        )
+        sums["drawn"] = over_classes(lambda z, c=1.0: where_open(z, c * scaled_gap(z)))
         if columns is not None:
             sums["share"] = over_classes(lambda z, c: where_open(z, c))
     return sums
@@ -137,7 +135,8 @@ def sum_over_classes(
     terms: Callable[..., Tensor], axis: int, *wide: Tensor, block: int = BLOCK
 ) -> Tensor:
     """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
-    classes = static_shape(wide[0])[axis]
+    shape = static_shape(wide[0])
+    classes = None if shape is None else shape[axis]
 
     def add(start: Any, width: int, total: Tensor) -> Tensor:
         part = [block_of(x, start, width, axis) for x in wide]

@@ -4,7 +4,6 @@ A mean is a weighted sum whose weights sum to one, so that what computes a loss 
 ever sees a weighted sum.
 """
 
-import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args
@@ -22,7 +21,9 @@ REDUCTIONS = (*get_args(Reduction), None)
 
 
 def check_reduction(reduction: object) -> None:
-    if not (reduction is None or isinstance(reduction, str) and reduction in REDUCTIONS):
+    if not (
+        reduction is None or (isinstance(reduction, str) and reduction in REDUCTIONS)
+    ):
         raise ValueError(
             f"`reduction` must be one of {REDUCTIONS}. Received: "
             f"reduction={reduction!r}. For sum(weights * losses) / sum(weights) write "
@@ -35,14 +36,16 @@ def check_class_weight(class_weight: Any, name: str) -> None:
         return
     by_class = isinstance(class_weight, dict)
     values = class_weight.values() if by_class else class_weight
-    good = isinstance(class_weight, list | tuple | dict) and all(map(_is_weight, values))
+    good = isinstance(class_weight, list | tuple | dict) and all(
+        map(_is_weight, values)
+    )
     known = not by_class or all(isinstance(key, Integral) for key in class_weight)
     if not good or not known:
         raise ValueError(
             f"`{name}` must be a list of numbers, one for each class, or a dict {{id: "
             "number}, none of them negative or infinite. Received: "
-            f"{name}={shown(class_weight)}. Write 0.0 for a class that is not to count, and "
-            "1.0 for one that counts as before."
+            f"{name}={shown(class_weight)}. Write 0.0 for a class that is not to "
+            "count, and 1.0 for one that counts as before."
         )
 
 
@@ -57,7 +60,8 @@ def shown(value: Any) -> str:
 
 def _is_weight(value: Any) -> bool:
     # Not by float(), of which a text like "2" has one.
-    return isinstance(value, Real) and 0 <= value <= LARGEST
+    number = isinstance(value, Real)
+    return number and bool(0 <= value <= LARGEST)
 
 
 def class_weights(class_weight: ClassWeight, classes: int, name: str) -> list[float]:
