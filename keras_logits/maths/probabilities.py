@@ -1,8 +1,8 @@
 r"""Logarithms of somebody else's probabilities, for losses with `from_logits=False`.
 
 A probability comes rounded: 0 and 1 stand for what is merely close to them. Values are
-exact down to the smallest normal number. Slopes are capped: `1 / p` at a rounded 0 would
-leave no room for what it is multiplied by, weights and a loss scale of 2**24.
+exact down to the smallest normal number. Slopes are capped: `1 / p` at a rounded 0
+would leave no room for what it is multiplied by, weights and a loss scale of 2**24.
 """
 
 from typing import NamedTuple

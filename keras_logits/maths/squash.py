@@ -41,8 +41,8 @@ class Squash:
         """The logits, -inf where the bias is: a soft-cap would bound these too."""
         if bias is None or self.softcap is None:
             return logits
-        closed = ops.equal(bias, -float("inf"))
-        return ops.where(closed, ops.full_like(logits, -float("inf")), logits)
+        closed, none = ops.equal(bias, -float("inf")), -float("inf")
+        return ops.where(closed, ops.full((), none, dtype=logits.dtype), logits)
 
     def _as_quotient(self, scores: Tensor) -> Tensor:
         """The logits, where the last step of a soft-cap is a division.
@@ -61,7 +61,7 @@ class Squash:
         if self.softcap is not None:
             share = logits * (self.temperature / self.softcap)
             masked = ops.equal(logits, -float("inf"))
-            share = ops.where(masked, ops.ones_like(share), share)
+            share = ops.where(masked, ops.ones((), dtype=share.dtype), share)
             gradient = gradient * (1.0 - share * share)
         return gradient if self.temperature == 1.0 else gradient / self.temperature
 
