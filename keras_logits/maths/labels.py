@@ -139,8 +139,10 @@ def unit_labels(labels: Tensor, logits: Tensor) -> Tensor:
     )
 
 
-def valid_class_ids(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def valid_class_ids(labels: Tensor, classes: Any) -> tuple[Tensor, Tensor]:
     """Class ids as int32, 0 where they are bad, and whether each is good."""
+    if not isinstance(classes, int):  # a size that only the step knows
+        classes = ops.cast(classes, labels.dtype)
     valid = ops.logical_and(labels >= 0, labels < classes)
     if is_float(labels):
         valid = ops.logical_and(valid, ops.equal(labels, ops.floor(labels)))
