@@ -284,11 +284,11 @@ def check_result(
     """
     if in_symbolic_scope():
         return
+    given = task.given_weights(weights)
     if kernels.is_concrete(result):
         if not np.isnan(ops.convert_to_numpy(result)).any():
             return
-    elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(weights)):
+    elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(given)):
         return
-    given = task.given_weights(weights)
     diagnosis.explain_weights(ops.convert_to_numpy(given), reduction)
     task.explain(ops.convert_to_numpy(weights) != 0)

@@ -90,6 +90,23 @@ def test_the_gradient_is_that_of_the_weighted_loss(reduction, mode):
 
 
 @modes
+def test_the_derivative_by_a_weight_is_the_share_of_its_label(mode):
+    loss, w = loss_of("sum"), np.where(W == 0, 1.5, W).astype("float32")
+
+    def value_and_total(w):
+        value = loss(Y, Z, w)
+        return value, value
+
+    _, gradient = derived(value_and_total, w, mode)
+    z, known = Z.astype("float64"), Y >= 0
+    losses = np.where(Y == 1, POS_WEIGHT * np.logaddexp(0, -z), np.logaddexp(0, z))
+    c = known * np.array(CLASS_WEIGHT)
+    mass = c.sum(-1, keepdims=True)
+    expected = c * losses / np.where(mass, mass, 1.0)
+    np.testing.assert_allclose(gradient, expected, 1e-5, 1e-7)
+
+
+@modes
 def test_what_a_weight_of_0_hides_is_selected_out(mode):
     z, y, w = Z.copy(), Y.copy(), np.where(MASK[..., None], W, 0.0)
     z[w == 0], y[w == 0] = np.nan, 7.0
