@@ -281,7 +281,8 @@ def stated(
     if base.sample_weight is not None:
         arrays["sample_weight"] = base.sample_weight
     options = {
-        name: of_loss.get(name, 0.0) for name in ("label_smoothing", "focal_gamma")
+        name: of_loss.get(name, 0.0)
+        for name in ("label_smoothing", "focal_gamma", "z_loss")
     }
     if chunk is not None:
         options = {**options, "ids": base.are_ids}
