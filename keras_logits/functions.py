@@ -17,9 +17,11 @@ from keras_logits.options import (
     check_memory_budget,
     check_positive,
 )
+from keras_logits.symbolic import symbolic_too
 from keras_logits.tasks import SigmoidTask, SoftmaxTask, check_result
 
 
+@symbolic_too
 def softmax_cross_entropy(
     labels: Tensor,
     logits: Tensor,
@@ -83,6 +85,7 @@ def softmax_cross_entropy(
     return losses_of(task)
 
 
+@symbolic_too
 def sigmoid_cross_entropy(
     labels: Tensor,
     logits: Tensor,
@@ -143,6 +146,7 @@ def sigmoid_cross_entropy(
     return ops.reshape(values, ops.shape(logits))
 
 
+@symbolic_too
 def linear_softmax_cross_entropy(
     features: Tensor,
     kernel: Tensor,
@@ -185,7 +189,8 @@ def linear_softmax_cross_entropy(
         focal_gamma: how much easy positions are played down.
         z_loss: the weight of the penalty on the logits' logsumexp.
         ignore_index: positions with this label do not count.
-        softcap: the bound of the logits before temperature; None for no bound.
+        softcap: the bound of the logits before temperature; None for no bound. A
+            bias of -inf masks its class all the same.
         temperature: the divisor of the logits.
         transpose_kernel: True for a kernel `[V, D]`, as the matrix of an `Embedding`.
         reduction: as for `SoftmaxCrossEntropy`; None for one value per position.
@@ -249,7 +254,12 @@ def reduced_loss(
     figures: tuple[str, ...] = (),
 ) -> Reduced:
     """The weighted losses of a task as a scalar, or as one value for each position."""
+    units = None
+    if isinstance(task, SigmoidTask) and task.of_units(sample_weight):
+        units, sample_weight = sample_weight, None
     given = position_weights(task.positions, sample_weight, mask, task.not_ignored)
+    if isinstance(task, SigmoidTask) and units is not None:
+        task.weigh_units(units, given.counted)
     weights = reduced(given, task.mass, reduction, kernels.total_over_replicas)
     if reduction != "mean_with_sample_weight" and task.scale is not None:
         weights = weights * task.scale

@@ -1,23 +1,27 @@
 """What a user may ask of a loss, checked when it is asked."""
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import numpy as np
+from keras import ops
 
+from keras_logits import kernels
 from keras_logits._typing import ClassWeight, Tensor
-from keras_logits.maths.weights import check_class_weight
+from keras_logits.maths.weights import LARGEST, check_class_weight, shown
+
+SMALLEST = float(np.finfo("float32").tiny)
+"""What divides has to be at least that, or it would be 0 in float32."""
 
 
-def check_number(name: str, value: Any, highest: float = math.inf) -> float:
+def check_number(name: str, value: Any, highest: float = LARGEST) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= highest or value == math.inf:
-        upper = "" if highest == math.inf else f" and at most {highest:g}"
+    if not is_number or not 0 <= value <= highest:
+        upper = ", and finite" if highest == LARGEST else f" and at most {highest:g}"
         raise ValueError(
-            f"`{name}` must be a number, at least 0{upper}. Received: {name}={value!r}."
-            f" Write {name}=0.0 to do without it."
+            f"`{name}` must be a number, at least 0{upper}. Received: "
+            f"{name}={shown(value)}. Write {name}=0.0 to do without it."
         )
     return float(value)
 
@@ -26,11 +30,11 @@ def check_positive(name: str, value: Any, optional: bool = False) -> None:
     if value is None and optional:
         return
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and 0 < float(value) < math.inf:
+    if number and SMALLEST <= value <= LARGEST:
         return
     neutral = "None" if optional else "1.0"
     raise ValueError(
-        f"`{name}` must be a finite number above 0. Received: {name}={value!r}. "
+        f"`{name}` must be a finite number above 0. Received: {name}={shown(value)}. "
         f"Write {name}={neutral} to do without it."
     )
 
@@ -70,15 +74,20 @@ def check_linear(
 
 
 def check_ignore_index(ignore_index: Any) -> None:
-    if ignore_index is None or (
-        isinstance(ignore_index, int | np.integer)
-        and not isinstance(ignore_index, bool)
-    ):
+    if ignore_index is None:
         return
-    raise ValueError(
-        "`ignore_index` must be an integer, the label of positions that do not count. "
-        f"Received: ignore_index={ignore_index!r}. Write ignore_index=-1, or None."
-    )
+    whole = isinstance(ignore_index, int | np.integer)
+    bounds = np.iinfo("int32")
+    if (
+        not whole
+        or isinstance(ignore_index, bool)
+        or not bounds.min <= ignore_index <= bounds.max
+    ):
+        raise ValueError(
+            "`ignore_index` must be an integer of 32 bits, the label of positions that "
+            f"do not count. Received: ignore_index={shown(ignore_index)}. Write "
+            "ignore_index=-1, or None."
+        )
 
 
 def check_axis(axis: Any) -> None:
@@ -90,12 +99,32 @@ def check_axis(axis: Any) -> None:
 
 
 def _of_python(weights: Any) -> Any:
-    """Weights as Python's own numbers, which are saved and loaded as they are."""
-    if weights is None or isinstance(weights, Real):
-        return None if weights is None else float(weights)
+    """What an array or a tensor holds, as Python's numbers: saved as they are.
+
+    Nothing else is read: a tensor that has no values yet, and what is neither a number
+    nor a list of them, are left for the check to refuse.
+    """
+    if isinstance(weights, np.ndarray) or ops.is_tensor(weights):
+        if ops.is_tensor(weights) and not kernels.is_concrete(weights):
+            return weights
+        weights = ops.convert_to_numpy(weights).tolist()
+    if isinstance(weights, list | tuple):
+        return [_of_python(value) for value in weights]
     if isinstance(weights, dict):
-        return {int(key): float(value) for key, value in weights.items()}
-    return [float(value) for value in weights]
+        return {key: _of_python(value) for key, value in weights.items()}
+    number = isinstance(weights, Real) and not isinstance(weights, bool)
+    return float(weights) if number and abs(weights) <= LARGEST else weights
+
+
+def checked_class_weight(name: str, weights: Any, *, number: bool = False) -> Any:
+    """Class weights as Python's own numbers; a number alone, where that is enough."""
+    weights = _of_python(weights)
+    if number and isinstance(weights, Real):
+        return check_number(name, weights)
+    check_class_weight(weights, name)
+    if isinstance(weights, dict):
+        return {int(key): value for key, value in weights.items()}
+    return weights
 
 
 @dataclass(frozen=True)
@@ -110,8 +139,8 @@ class SoftmaxOptions:
     axis: int = -1
 
     def __post_init__(self) -> None:
-        check_class_weight(self.class_weight, "class_weight")
-        object.__setattr__(self, "class_weight", _of_python(self.class_weight))
+        class_weight = checked_class_weight("class_weight", self.class_weight)
+        object.__setattr__(self, "class_weight", class_weight)
         check_number("label_smoothing", self.label_smoothing, 1.0)
         check_number("focal_gamma", self.focal_gamma)
         check_number("z_loss", self.z_loss)
@@ -131,13 +160,10 @@ class SigmoidOptions:
     axis: int = -1
 
     def __post_init__(self) -> None:
-        check_class_weight(self.class_weight, "class_weight")
-        if isinstance(self.pos_weight, Real):
-            check_number("pos_weight", self.pos_weight)
-        else:
-            check_class_weight(self.pos_weight, "pos_weight")
-        object.__setattr__(self, "class_weight", _of_python(self.class_weight))
-        object.__setattr__(self, "pos_weight", _of_python(self.pos_weight))
+        class_weight = checked_class_weight("class_weight", self.class_weight)
+        object.__setattr__(self, "class_weight", class_weight)
+        pos_weight = checked_class_weight("pos_weight", self.pos_weight, number=True)
+        object.__setattr__(self, "pos_weight", pos_weight)
         check_number("label_smoothing", self.label_smoothing, 1.0)
         check_number("focal_gamma", self.focal_gamma)
         check_ignore_index(self.ignore_index)

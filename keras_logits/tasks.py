@@ -17,8 +17,20 @@ from keras_logits._typing import Tensor
 from keras_logits.kernels import Weighted
 from keras_logits.maths import diagnosis
 from keras_logits.maths.labels import class_labels, known_rank, unit_labels
-from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.shapes import fixed, sizes
+from keras_logits.maths.links import (
+    accurate_dtype,
+    at_least_float32,
+    check_softmax,
+)
+from keras_logits.maths.probabilities import no_probabilities
+from keras_logits.maths.shapes import (
+    Shape,
+    agree,
+    checked_axis,
+    fixed,
+    sizes,
+    static_shape,
+)
 from keras_logits.maths.sigmoid import SigmoidFormula
 from keras_logits.maths.softmax import SoftmaxFormula
 from keras_logits.maths.weights import class_weights, nonzero
@@ -43,13 +55,13 @@ class SoftmaxTask:
                 "or end the model with LogitsHead."
             )
         shape = known_rank(scores)
-        axis = _checked_axis(options.axis, shape)
-        self.classes = _checked_classes(shape, axis)
+        axis = checked_axis(options.axis, shape)
+        check_softmax(shape, axis, _ONE_CLASS)
         self.axis, self.scores = axis, scores
         self.labels, self.are_ids = class_labels(labels, scores, axis)
         self.formula = SoftmaxFormula(
             ids=self.are_ids,
-            classes=self.classes,
+            classes=shape[axis],
             axis=axis,
             label_smoothing=float(options.label_smoothing),
             focal_gamma=float(options.focal_gamma),
@@ -59,7 +71,8 @@ class SoftmaxTask:
         self.positions = _ones(fixed(sizes(scores), axis), scores)
         self.per_class, self.mass, self.scale = None, None, None
         if options.class_weight is not None:
-            values = class_weights(options.class_weight, self.classes, "class_weight")
+            classes = _known_classes(shape, axis, "class_weight")
+            values = class_weights(options.class_weight, classes, "class_weight")
             self.per_class = ops.convert_to_tensor(values, self.positions.dtype)
             self.mass = self.formula.mass(self.labels, scores, self.per_class)
         self.not_ignored = self._not_ignored(options.ignore_index)
@@ -70,6 +83,10 @@ class SoftmaxTask:
         batch = (self.labels, self.scores, weights, (self.per_class,))
         return kernels.weighted(self.formula, *batch, summed, figures)
 
+    def given_weights(self, weights: Tensor) -> Tensor:
+        """What the weights of positions stand for: here these themselves."""
+        return weights
+
     def weights_of_figures(self, weights: Tensor) -> Tensor:
         """One weight for each row of the figures."""
         return weights
@@ -77,16 +94,19 @@ class SoftmaxTask:
     def explain(self, counts: np.ndarray) -> None:
         labels = ops.convert_to_numpy(self.labels)
         if self.are_ids:
-            diagnosis.explain_class_ids(labels, counts, self.classes)
+            classes = self.scores.shape[self.axis]
+            diagnosis.explain_class_ids(labels, counts, classes)
         else:
             diagnosis.explain_distributions(labels, counts, self.axis)
+        _explain_scores(self, np.expand_dims(counts, self.axis))
 
     def _not_ignored(self, ignore_index: int | None) -> Tensor | None:
         if ignore_index is None:
             return None
         if self.are_ids:
             return ops.not_equal(self.labels, ignore_index)
-        if not 0 <= ignore_index < self.classes:
+        classes = _known_classes(known_rank(self.scores), self.axis, "ignore_index")
+        if not 0 <= ignore_index < classes:
             raise ValueError(
                 "`ignore_index` must be one of the classes if labels are distributions,"
                 " which cannot hold any other. Received: "
@@ -114,7 +134,7 @@ class SigmoidTask:
         if len(known_rank(scores)) == 1:
             labels, scores = labels[:, None], scores[:, None]
         shape = known_rank(scores)
-        self.axis = _checked_axis(options.axis, shape)
+        self.axis = checked_axis(options.axis, shape)
         self.labels, self.scores = labels, scores
         self.formula = SigmoidFormula(
             label_smoothing=float(options.label_smoothing),
@@ -135,6 +155,7 @@ class SigmoidTask:
             )
         self.mass = self._mass()
         self.scale = 1.0 / nonzero(self.mass)
+        self.sample_weight: Tensor | None = None
 
     def weighted(
         self, weights: Tensor, summed: bool, figures: tuple[str, ...] = ()
@@ -153,18 +174,53 @@ class SigmoidTask:
         batch = (self.labels, self.scores, weights, (self.pos_weight,))
         return kernels.weighted(self.formula, *batch, summed, figures)
 
+    def of_units(self, sample_weight: Tensor | None) -> bool:
+        """Whether there is a weight for each unit of each position."""
+        if sample_weight is None:
+            return False
+        shape = static_shape(ops.convert_to_tensor(sample_weight))
+        return shape is not None and agree(shape, known_rank(self.scores))
+
+    def weigh_units(self, sample_weight: Tensor, counted: Tensor | None) -> None:
+        """Takes a weight for each unit of each position, of those that count.
+
+        It multiplies the class weight, and the share of a mean. The value of a position
+        under another reduction is still divided by the class weights alone.
+        """
+        own = ops.cast(ops.convert_to_tensor(sample_weight), self.positions.dtype)
+        for counts in (self.known, self._along_positions(counted)):
+            if counts is not None:
+                own = ops.where(counts, own, ops.zeros_like(own))
+        self.sample_weight = own
+        units = own if self.unit_weights is None else own * self.unit_weights
+        self.unit_weights = units
+        mass = ops.sum(units, axis=self.axis)
+        # As of a position's weight, a negative one would flip the gradients of a mean.
+        negative = ops.any(own < 0, axis=self.axis)
+        self.mass = ops.where(negative, ops.full_like(mass, float("nan")), mass)
+
+    def given_weights(self, weights: Tensor) -> Tensor:
+        """What the weights of positions stand for: these, or those of their units."""
+        return weights if self.sample_weight is None else self.sample_weight
+
     def weights_of_figures(self, weights: Tensor) -> Tensor:
         """One weight for each row of the figures: that of its position, if known."""
         whole = ops.ones_like(self.scores, dtype=weights.dtype)
-        if self.known is not None:
+        if self.sample_weight is not None:
+            whole = self.sample_weight
+        elif self.known is not None:
             whole = ops.cast(self.known, weights.dtype)
         return whole * ops.expand_dims(weights, axis=self.axis)
+
+    def _along_positions(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else ops.expand_dims(values, axis=self.axis)
 
     def explain(self, counts: np.ndarray) -> None:
         counts = np.expand_dims(counts, self.axis)
         if self.unit_weights is not None:
             counts = counts & (ops.convert_to_numpy(self.unit_weights) != 0)
         diagnosis.explain_units(ops.convert_to_numpy(self.labels), counts)
+        _explain_scores(self, counts)
 
     def _along_units(self, values: Any, name: str) -> Tensor | None:
         if values is None:
@@ -172,7 +228,7 @@ class SigmoidTask:
         dtype = self.positions.dtype
         if isinstance(values, Real):
             return ops.convert_to_tensor(float(values), dtype)
-        units = _checked_classes(known_rank(self.scores), self.axis)
+        units = _known_classes(known_rank(self.scores), self.axis, name)
         shape = [1] * len(self.scores.shape)
         shape[self.axis] = units
         tensor = ops.convert_to_tensor(class_weights(values, units, name), dtype)
@@ -191,24 +247,28 @@ def _ones(shape: list[Tensor], scores: Tensor) -> Tensor:
     return ops.ones(shape, dtype=accurate_dtype(scores.dtype))
 
 
-def _checked_axis(axis: int, shape: tuple[int | None, ...]) -> int:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(
-            f"`axis` must be an axis of the logits. Received: axis={axis} and logits "
-            f"of shape {shape}. Write axis=-1 for classes on the last axis."
-        )
-    return int(axis) % len(shape)
+def _explain_scores(task: "SoftmaxTask | SigmoidTask", counts: np.ndarray) -> None:
+    if task.formula.from_probabilities and kernels.is_concrete(task.scores):
+        wrong = ops.convert_to_numpy(no_probabilities(task.scores))
+        scores = ops.convert_to_numpy(at_least_float32(task.scores))
+        diagnosis.explain_probabilities(scores, counts & wrong)
 
 
-def _checked_classes(shape: tuple[int | None, ...], axis: int) -> int:
+def _known_classes(shape: Shape, axis: int, name: str) -> int:
     classes = shape[axis]
     if classes is None:
         raise ValueError(
-            "`logits` must have a known number of classes. Received: logits of shape "
-            f"{shape}, with axis={axis}. Give them their shape with "
+            f"`{name}` needs a known number of classes. Received: {name} and logits of "
+            f"shape {shape}, with axis={axis}. Give them their shape with "
             "keras.ops.reshape(logits, (-1, number_of_classes))."
         )
     return classes
+
+
+_ONE_CLASS = (
+    "For a yes/no output write LogitsHead(1, 'sigmoid') and SigmoidCrossEntropy(), or "
+    "sigmoid_cross_entropy(labels, logits)."
+)
 
 
 def check_result(
@@ -224,11 +284,11 @@ def check_result(
     """
     if in_symbolic_scope():
         return
+    given = task.given_weights(weights)
     if kernels.is_concrete(result):
         if not np.isnan(ops.convert_to_numpy(result)).any():
             return
-    elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(weights)):
+    elif not (kernels.is_concrete(task.labels) and kernels.is_concrete(given)):
         return
-    given = ops.convert_to_numpy(weights)
-    diagnosis.explain_weights(given, reduction)
-    task.explain(given != 0)
+    diagnosis.explain_weights(ops.convert_to_numpy(given), reduction)
+    task.explain(ops.convert_to_numpy(weights) != 0)

@@ -15,6 +15,7 @@ from keras_logits import objects
 PACKAGE = Path(keras_logits.__file__).parent
 FLOORS = [
     ["_typing", "_keras_private", "_version"],
+    ["symbolic"],
     ["maths"],
     ["kernels"],
     ["provenance"],

@@ -181,6 +181,8 @@ class LinearProblem:
         z = ops.matmul(features, kernel)
         z = z if bias is None else z + bias
         z = z if self.softcap is None else self.softcap * ops.tanh(z / self.softcap)
+        if bias is not None:
+            z = ops.where(ops.equal(bias, -np.inf), -np.inf, z)
         base = self.base
         loss = SoftmaxCrossEntropy(True, reduction=base.reduction, **base.options)
         return loss(base.labels, z / self.temperature, sample_weight)
@@ -274,10 +276,13 @@ def stated(
         arrays["bias"] = arrays["bias"].astype("float32")
         z = z + arrays["bias"]
     z = z if softcap is None else softcap * np.tanh(z / softcap)
+    if bias is not None:
+        z = np.where(arrays["bias"] == -np.inf, -np.inf, z)
     if base.sample_weight is not None:
         arrays["sample_weight"] = base.sample_weight
     options = {
-        name: of_loss.get(name, 0.0) for name in ("label_smoothing", "focal_gamma")
+        name: of_loss.get(name, 0.0)
+        for name in ("label_smoothing", "focal_gamma", "z_loss")
     }
     if chunk is not None:
         options = {**options, "ids": base.are_ids}

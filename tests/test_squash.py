@@ -37,11 +37,12 @@ def test_what_is_not_finite_is_capped_or_stays_nan():
     np.testing.assert_allclose(found, 1e30 * expected, rtol=2 * EPS)
 
 
-def test_a_bias_is_added_before():
+def test_a_bias_is_added_before_and_masks_if_it_is_minus_infinity():
     scores = np.zeros(3, "float32")
     bias = ops.convert_to_tensor(np.array([-np.inf, 1.0, 40.0], "float32"))
     found = logits(Squash(5.0), scores, bias)
-    np.testing.assert_allclose(found, 5 * np.tanh([-np.inf, 0.2, 8.0]), rtol=4 * EPS)
+    expected = [-np.inf, 5 * np.tanh(0.2), 5 * np.tanh(8.0)]
+    np.testing.assert_allclose(found, expected, rtol=4 * EPS)
 
 
 def test_without_a_cap_it_is_the_plain_map():

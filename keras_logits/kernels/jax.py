@@ -219,7 +219,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 @jax.custom_jvp
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
     return matmul(features, kernel)
 
 

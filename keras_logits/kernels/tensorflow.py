@@ -195,7 +195,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
     if tf.executing_eagerly() and not is_watched(features) and not is_watched(kernel):
         return matmul(features, kernel)
     by_rule: Tensor = _product(features, kernel)

@@ -8,7 +8,6 @@ import torch
 from keras import ops
 
 from keras_logits._typing import Tensor
-from keras_logits.kernels import loop
 from keras_logits.kernels.contract import (
     NO_GRADIENT_BY_LABELS,
     NO_SECOND_DERIVATIVE,
@@ -275,7 +274,7 @@ def _loop(
                 if bias is None
                 else torch.addmm(bias.to(dtype), x, used, **wide)
             )
-            logits = formula.squash.logits(scores)
+            logits = formula.squash.masked(formula.squash.logits(scores), bias)
         else:
             logits = known[rows]
         batch = (labels[rows], logits, weights[rows])
@@ -309,8 +308,13 @@ def _factor_dtype(features: Tensor) -> torch.dtype:
 
 
 def buffers_of(formula: SoftmaxFormula) -> int:
-    """One more than where XLA makes the gradient a block at a time."""
-    return 1 + loop.buffers_of(formula)
+    """Arrays as large as a chunk's logits that torch was seen to hold at a time.
+
+    More than XLA does: it fuses nothing, and what a formula names is there.
+    """
+    if formula.plain:
+        return 2
+    return 6 if formula.closed else 15
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -326,7 +330,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         features, kernel = features.to(dtype), kernel.to(dtype)

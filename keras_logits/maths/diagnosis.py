@@ -69,6 +69,18 @@ def explain_units(labels: Array, counts: Array) -> None:
     )
 
 
+def explain_probabilities(scores: Array, wrong: Array) -> None:
+    """Raises if scores that were said to be probabilities cannot be any."""
+    if wrong.any():
+        raise ValueError(
+            "`y_pred` must hold probabilities, from 0 to 1, since from_logits=False "
+            f"says so. Received: {int(wrong.sum())} of {scores.size} scores outside of "
+            f"that range, from {scores[wrong].min():g} to {scores[wrong].max():g}. If "
+            "these are logits, end the model with LogitsHead(units) and leave "
+            "from_logits out, or write from_logits=True."
+        )
+
+
 def _reason_for_class_ids(bad: Array, counted: Array, classes: int) -> str:
     if not np.isfinite(bad).all():
         return "Write sample_weight=0 for positions that have no label."

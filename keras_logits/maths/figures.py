@@ -6,7 +6,7 @@ from keras_logits._typing import Tensor
 from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.sigmoid import SigmoidFormula
-from keras_logits.maths.softmax import SoftmaxFormula
+from keras_logits.maths.softmax import SoftmaxFormula, half_surprise
 from keras_logits.maths.sums import Sums, finite, sum_over_classes
 from keras_logits.maths.weights import nonzero
 
@@ -39,6 +39,7 @@ def figures(
     z = ops.stop_gradient(at_least_float32(logits))
     if not isinstance(formula, SoftmaxFormula):
         return _rows(names, _of_units(labels, z), z.dtype)
+    formula = formula.sized(z)
     true = formula.true_classes(labels)
     own = ops.take_along_axis(z, true, axis=formula.axis)
     ids = formula.class_ids(z)
@@ -69,8 +70,8 @@ def of_classes(
     if formula.ids:
         cross_entropy = log_total - (own - shift)
     else:
-        terms = ops.where(given > 0, given * (log_total - (z - shift)), 0.0)
-        cross_entropy = ops.sum(terms, axis=axis, keepdims=True)
+        halves = half_surprise(z, shift, log_total, ops.logical_not(given > 0))
+        cross_entropy = 2.0 * ops.sum(given * halves, axis=axis, keepdims=True)
     found = {
         "accuracy": ops.equal(rank, 0),
         "top_5_accuracy": rank < FIRST,

@@ -24,6 +24,7 @@ from keras_logits.maths.shapes import (
 
 def as_labels(labels: Tensor) -> Tensor:
     """Labels as a tensor; integers of any width as int32 or int64, never as floats."""
+    _check_dense(labels)
     of_tensors = isinstance(labels, (list, tuple)) and any(map(ops.is_tensor, labels))
     if labels is None or isinstance(labels, (list, tuple, np.ndarray)):
         labels = labels if of_tensors else _as_numbers(labels)
@@ -38,6 +39,23 @@ def as_labels(labels: Tensor) -> Tensor:
         return ops.cast(labels, "int32")
     # What int64 is on JAX is told elsewhere.
     return ops.cast(labels, ops.convert_to_tensor(np.zeros((), "int64")).dtype)
+
+
+def _check_dense(labels: Any) -> None:
+    """Refuses labels that are ragged or sparse, of any framework."""
+    kind, module = type(labels).__name__, type(labels).__module__
+    ragged = "Ragged" in kind or getattr(labels, "is_nested", False) is True
+    layout = str(getattr(labels, "layout", ""))  # torch tells it there
+    if not ragged and "sparse" not in module + layout:
+        return
+    form = "ragged" if ragged else "sparse"
+    remedy = "tf.sparse.to_dense(labels), or labels.to_dense() in torch"
+    if ragged:
+        remedy = "labels.to_tensor(-1), or pad them with -1, and ignore_index=-1"
+    raise ValueError(
+        "`labels` must be dense, with a size for each axis. Received: labels that are "
+        f"{form}, a {kind}. Write {remedy}."
+    )
 
 
 def _as_numbers(labels: Any) -> np.ndarray:
@@ -121,8 +139,10 @@ def unit_labels(labels: Tensor, logits: Tensor) -> Tensor:
     )
 
 
-def valid_class_ids(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def valid_class_ids(labels: Tensor, classes: Any) -> tuple[Tensor, Tensor]:
     """Class ids as int32, 0 where they are bad, and whether each is good."""
+    if not isinstance(classes, int):  # a size that only the step knows
+        classes = ops.cast(classes, labels.dtype)
     valid = ops.logical_and(labels >= 0, labels < classes)
     if is_float(labels):
         valid = ops.logical_and(valid, ops.equal(labels, ops.floor(labels)))

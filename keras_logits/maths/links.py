@@ -6,18 +6,29 @@ import keras
 from keras import ops
 
 from keras_logits._typing import Activation, Tensor
+from keras_logits.maths.shapes import checked_axis
+from keras_logits.symbolic import symbolic_too
 
 ACTIVATIONS = ("softmax", "sigmoid")
 
 
 def check_activation(activation: object) -> Activation:
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             "`activation` must be 'softmax' (one class among several) or 'sigmoid' "
             f"(independent yes/no units). Received: activation={activation!r}. "
             "For a layer without either, write keras.layers.Dense(units)."
         )
     return activation  # type: ignore[return-value]
+
+
+def check_softmax(shape: Any, axis: int, remedy: str) -> None:
+    """Refuses a softmax over fewer than two classes, if it is known how many."""
+    if shape[axis] in (0, 1):
+        raise ValueError(
+            "`logits` of a softmax must have at least 2 classes: that of a single one "
+            f"is always 1. Received: shape {tuple(shape)}, with axis={axis}. {remedy}"
+        )
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -34,6 +45,7 @@ def accurate_dtype(*dtypes: Any) -> str:
     return "float64" if "float64" in names else "float32"
 
 
+@symbolic_too
 def logit(p: Tensor) -> Tensor:
     r"""The log-odds of a probability: the inverse of the sigmoid.
 
@@ -64,6 +76,7 @@ def logit(p: Tensor) -> Tensor:
     return ops.log(p) - ops.log1p(-p)
 
 
+@symbolic_too
 def probabilities(
     logits: Tensor, activation: Activation = "softmax", *, axis: int = -1
 ) -> Tensor:
@@ -83,7 +96,8 @@ def probabilities(
         logit of -inf has probability 0; softmax sums to 1 along `axis`.
 
     Raises:
-        ValueError: if `activation` is neither of the two, or a softmax has one class.
+        ValueError: if `activation` is neither of the two, or a softmax has fewer than
+            two classes.
 
     Example:
         >>> probabilities([2.1972246], "sigmoid")
@@ -96,12 +110,9 @@ def probabilities(
     logits = at_least_float32(as_float(logits))
     if activation == "sigmoid":
         return ops.sigmoid(logits)
-    if logits.shape[axis] == 1:
-        raise ValueError(
-            "`logits` of a softmax must have at least 2 classes: that of a single one "
-            f"is always 1. Received: shape {tuple(logits.shape)}, with axis={axis}. "
-            "Write probabilities(logits, 'sigmoid') for yes/no units."
-        )
+    axis = checked_axis(axis, logits.shape)
+    remedy = "Write probabilities(logits, 'sigmoid') for yes/no units."
+    check_softmax(logits.shape, axis, remedy)
     return ops.softmax(logits, axis=axis)
 
 

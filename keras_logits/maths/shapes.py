@@ -43,3 +43,13 @@ def fixed(shape: Sequence[Tensor], axis: int) -> list[Tensor]:
     sizes = list(shape)
     del sizes[axis]
     return sizes
+
+
+def checked_axis(axis: int, shape: Sequence[int | None]) -> int:
+    """The axis as a position from the left, if logits of this shape have it."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"`axis` must be an axis of the logits. Received: axis={axis} and logits "
+            f"of shape {tuple(shape)}. Write axis=-1 for classes on the last axis."
+        )
+    return int(axis) % len(shape)

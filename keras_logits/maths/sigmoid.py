@@ -14,8 +14,18 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import at_least_float32
-from keras_logits.maths.softmax import Evaluated, focal_log
+from keras_logits.maths.probabilities import (
+    Rounding,
+    log_of,
+    log_of_rest,
+    no_probabilities,
+    rounding_of,
+)
+from keras_logits.maths.softmax import Evaluated
 from keras_logits.maths.weights import counting, usable
+
+Sides = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The loss of a positive label, its derivative, and the same of a negative one."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +58,26 @@ class SigmoidFormula:
         z = at_least_float32(scores)
         y = ops.cast(labels, z.dtype)
         valid = ops.logical_and(y >= 0, y <= 1)
+        if self.from_probabilities:
+            valid = ops.logical_and(valid, ops.logical_not(no_probabilities(scores)))
         bad, w = usable(valid, weights)
         t = ops.where(valid, y, ops.zeros_like(y))
         if self.label_smoothing:
             t = (1.0 - self.label_smoothing) * t + 0.5 * self.label_smoothing
 
-        yes, yes_slope, no, no_slope = self.two_sides(z)
+        if self.from_probabilities:
+            sides = self._of_probabilities(z, rounding_of(scores.dtype))
+        else:
+            sides = self.two_sides(z)
+        yes, yes_slope, no, no_slope = sides
         positive = t if pos_weight is None else t * ops.cast(pos_weight, z.dtype)
         losses = _selected(positive, yes) + _selected(1.0 - t, no)
         gradient = w * (positive * yes_slope + (1.0 - t) * no_slope)
         losses = losses + nan_where(bad, losses.dtype)
         return Evaluated(losses, counting(gradient, w))
 
-    def two_sides(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def two_sides(self, z: Tensor) -> Sides:
         """The loss of a positive and of a negative label, each with its derivative."""
-        if self.from_probabilities:
-            log_s, slope_s = focal_log(z, self.focal_gamma)
-            log_r, slope_r = focal_log(1.0 - z, self.focal_gamma)
-            return -log_s, -slope_s, -log_r, slope_r
         # By `where` and not by abs: the derivative at 0 must be that of one branch.
         positive = z >= 0
         magnitude = ops.where(positive, z, -z)
@@ -88,6 +100,11 @@ class SigmoidFormula:
             _selected(no_factor, no),
             no_slope,
         )
+
+    def _of_probabilities(self, s: Tensor, rounding: Rounding) -> Sides:
+        log_s, slope_s = log_of(s, self.focal_gamma, rounding)
+        log_r, slope_r = log_of_rest(s, self.focal_gamma, rounding)
+        return -log_s, -slope_s, -log_r, -slope_r
 
 
 def _selected(factor: Tensor, loss: Tensor) -> Tensor:

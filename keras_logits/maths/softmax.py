@@ -11,8 +11,8 @@ with $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ over the $K'$ classes t
 are not masked by -inf, and $d = \sum_k c_k y_k / \sum_k y_k$.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -21,7 +21,20 @@ from keras_logits._typing import Tensor
 from keras_logits.maths.alarms import inf_where, nan_where
 from keras_logits.maths.labels import valid_class_ids
 from keras_logits.maths.links import accurate_dtype, at_least_float32
-from keras_logits.maths.sums import Sums, are_open, finite, highest_of, sums_of
+from keras_logits.maths.probabilities import (
+    Rounding,
+    log_of,
+    no_probabilities,
+    rounding_of,
+)
+from keras_logits.maths.sums import (
+    SCALE,
+    Sums,
+    are_open,
+    finite,
+    highest_of,
+    sums_of,
+)
 from keras_logits.maths.weights import counting, nonzero, usable
 
 
@@ -51,8 +64,7 @@ class Positions(NamedTuple):
 class SoftmaxParts(NamedTuple):
     """A softmax in parts, each safe to differentiate where classes are masked."""
 
-    shifted: Tensor  # z - max z
-    exp: Tensor
+    exp: Tensor  # exp(z - max z)
     total: Tensor  # 1 where every class is masked
     log_total: Tensor
     shift: Tensor
@@ -64,7 +76,7 @@ class SoftmaxFormula:
     """The options of a softmax cross-entropy. Hashable: it keys compiled functions."""
 
     ids: bool
-    classes: int
+    classes: Any  # how many; None where only the logits know, see `sized`
     axis: int = -1
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
@@ -87,6 +99,12 @@ class SoftmaxFormula:
         smoothed_and_focal = self.label_smoothing and self.focal_gamma
         return self.ids and not (self.from_probabilities or smoothed_and_focal)
 
+    def sized(self, scores: Tensor) -> "SoftmaxFormula":
+        """The formula with a number of classes, which a trace may not know yet."""
+        if self.classes is not None:
+            return self
+        return replace(self, classes=ops.shape(scores)[self.axis])
+
     def over_scores(self, per_position: Tensor) -> Tensor:
         """Values of positions, ready to multiply the scores of all their classes."""
         return ops.expand_dims(per_position, axis=self.axis)
@@ -107,6 +125,8 @@ class SoftmaxFormula:
         A position of weight 0 has gradient 0, whatever its logits are. A bad label or
         a NaN weight gives the loss NaN and the gradient 0: loud, and harmless.
         """
+        if self.classes is None:
+            return self.sized(scores).evaluate(labels, scores, weights, class_weights)
         z = at_least_float32(scores)
         columns = self._along_classes(class_weights, z)
         if self.closed:
@@ -116,11 +136,14 @@ class SoftmaxFormula:
             by_class = self.gradient(found, z, self.class_ids(z), columns)
             return Evaluated(found.losses, by_class)
         given, valid, mass = self.read(labels, z.dtype, columns)
-        bad, wide = self._used(valid, weights)
         if self.from_probabilities:
-            losses, gradient = self._of_probabilities(given, z, columns)
+            rounding = rounding_of(scores.dtype)
+            losses, gradient = self._of_probabilities(given, z, columns, rounding)
+            wrong = ops.any(no_probabilities(scores), axis=self.axis)
+            valid = ops.logical_and(valid, ops.logical_not(wrong))
         else:
             losses, gradient = self._of_targets(given, z, columns, mass)
+        bad, wide = self._used(valid, weights)
         losses = losses + nan_where(bad, losses.dtype)
         return Evaluated(losses, counting(gradient * wide, wide))
 
@@ -191,28 +214,29 @@ class SoftmaxFormula:
         bad, w = self._used(valid, weights)
         shift, total = finite(sums["highest"]), nonzero(sums["total"])
         log_total = ops.log(total)
-        target = own - shift
-        unreachable = ops.equal(target, -float("inf"))
-        surprise = log_total - target  # -log p
-        surprise = ops.where(unreachable, ops.zeros_like(target), surprise)
+        unreachable = ops.logical_not(are_open(own))
+        half = half_surprise(own, shift, log_total, unreachable)
         known = mass * (1.0 - self.label_smoothing)
-        loss, pull = known * surprise, known
+        pull = known
         if self.focal_gamma:
-            p = ops.exp(target) / total
-            factor, slope = _focal(-surprise, p, unreachable, self.focal_gamma)
-            loss, pull = loss * factor, known * slope
+            p = ops.exp(own - shift) / total
+            factor, slope = _focal(half, p, unreachable, self.focal_gamma)
+            known, pull = known * factor, known * slope
+        part = known * half
+        # Not twice the part: TensorFlow would double the surprise, and overflow.
+        loss = part + ops.where(unreachable, ops.zeros_like(part), part)
         loss = loss + inf_where(ops.logical_and(unreachable, known > 0), loss.dtype)
         drop = ops.where(unreachable, ops.zeros_like(w), w * pull)
         spread = None
         if self.label_smoothing:
             each = self.label_smoothing / nonzero(sums["count"])
             share = each * sums.get("share", sums["count"])
-            loss = loss + (share * log_total - each * sums["drawn"])
+            loss = loss + (share * log_total - each * sums["drawn"] / SCALE)
             pull, spread = pull + share, w * each
         if self.z_loss:
             lse = shift + log_total
             loss = loss + self.z_loss * mass * lse * lse
-            pull = pull + 2.0 * self.z_loss * mass * lse
+            pull = _bounded(pull + 2.0 * self.z_loss * mass * lse)
         loss = ops.squeeze(loss, self.axis)
         loss = loss + nan_where(bad, loss.dtype)
         return Positions(loss, w, ids, shift, w * pull / total, drop, spread)
@@ -243,36 +267,34 @@ class SoftmaxFormula:
         target = self._targets(given, z, parts.masked)
         if columns is not None:
             target = target * columns
-        log_p = ops.where(
-            parts.masked, ops.zeros_like(z), parts.shifted - parts.log_total
-        )
+        half = half_surprise(z, parts.shift, parts.log_total, parts.masked)
         p = parts.exp / parts.total
         if self.focal_gamma:
-            factor, slope = _focal(log_p, p, parts.masked, self.focal_gamma)
-            terms, slopes = target * factor * log_p, target * slope
+            factor, slope = _focal(half, p, parts.masked, self.focal_gamma)
+            terms, slopes = target * factor * half, target * slope
         else:
-            terms, slopes = target * log_p, target
+            terms, slopes = target * half, target
 
         unreachable = ops.logical_and(parts.masked, target > 0)
-        loss = -ops.sum(terms, axis=self.axis, keepdims=True)
+        loss = 2.0 * ops.sum(terms, axis=self.axis, keepdims=True)
         lost = ops.any(unreachable, axis=self.axis, keepdims=True)
         loss = ops.where(lost, ops.zeros_like(loss), loss) + inf_where(lost, loss.dtype)
         pull = ops.sum(slopes, axis=self.axis, keepdims=True)
         if self.z_loss:
             lse = parts.shift + parts.log_total
             loss = loss + self.z_loss * mass * lse * lse
-            pull = pull + 2.0 * self.z_loss * mass * lse
+            pull = _bounded(pull + 2.0 * self.z_loss * mass * lse)
         gradient = p * pull - ops.where(parts.masked, ops.zeros_like(p), slopes)
         return Evaluated(ops.squeeze(loss, self.axis), gradient)
 
     def _of_probabilities(
-        self, given: Tensor, p: Tensor, columns: Tensor | None
+        self, given: Tensor, p: Tensor, columns: Tensor | None, rounding: Rounding
     ) -> Evaluated:
         """Exact logarithms of somebody else's probabilities, not renormalised."""
         target = self._targets(given, p, ops.zeros_like(p, dtype="bool"))
         if columns is not None:
             target = target * columns
-        value, slope = focal_log(p, self.focal_gamma)
+        value, slope = log_of(p, self.focal_gamma, rounding)
         loss = -ops.sum(target * value, axis=self.axis)
         return Evaluated(loss, -target * slope)
 
@@ -309,37 +331,44 @@ class SoftmaxFormula:
         return ops.reshape(per_class, shape)
 
 
-def focal_log(p: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """`(1 - p)^gamma * log(p)` and its derivative; p is clipped from below only."""
-    p = _positive(p)
-    log_p = ops.log(p)
-    if not gamma:
-        return log_p, 1.0 / p
-    rest = _positive(1.0 - p)
-    factor = ops.exp(gamma * ops.log(rest))
-    return factor * log_p, factor / p - gamma * factor * (log_p / rest)
+def half_surprise(
+    z: Tensor, shift: Tensor, log_total: Tensor, masked: Tensor
+) -> Tensor:
+    """Half of -log p, which is finite for finite logits; 0 where they are masked.
+
+    Two logits may lie further apart than floats reach, and a small target makes that
+    finite again.
+    """
+    # TensorFlow would take out a factor that both terms share, and overflow after all.
+    half = 0.5 * log_total - (0.5 * z + -0.5 * shift)
+    return ops.where(masked, ops.zeros_like(half), half)
 
 
 def _focal(
-    log_p: Tensor, p: Tensor, masked: Tensor, gamma: float
+    half: Tensor, p: Tensor, masked: Tensor, gamma: float
 ) -> tuple[Tensor, Tensor]:
     """`(1 - p)^gamma`, and the derivative of `(1 - p)^gamma * log p` by log p.
 
-    In log space, from log p: `1 - p` would lose its digits where p is near 1, and a
-    power of it has no finite derivative there.
+    In log space, from half of -log p: `1 - p` would lose its digits where p is near 1,
+    and a power of it has no finite derivative there.
     """
-    rest = _positive(-ops.expm1(log_p))
+    rest = _positive(-ops.expm1(-2.0 * half))
     rest = ops.where(masked, ops.ones_like(rest), rest)  # log p is not -inf there
     factor = ops.exp(gamma * ops.log(rest))
-    return factor, factor - gamma * factor * p * (log_p / rest)
+    return factor, factor + 2.0 * gamma * factor * p * (half / rest)
+
+
+def _bounded(values: Tensor) -> Tensor:
+    """Finite, so that a class of probability 0 still has gradient 0."""
+    most = float(np.finfo(accurate_dtype(values.dtype)).max)
+    return ops.clip(values, -most, most)
 
 
 def softmax_in_blocks(z: Tensor, axis: int) -> SoftmaxParts:
     masked, shift = ops.equal(z, -float("inf")), finite(highest_of(z, axis))
-    shifted = z - shift
-    exp = ops.exp(shifted)
+    exp = ops.exp(z - shift)
     total = nonzero(ops.sum(exp, axis=axis, keepdims=True))
-    return SoftmaxParts(shifted, exp, total, ops.log(total), shift, masked)
+    return SoftmaxParts(exp, total, ops.log(total), shift, masked)
 
 
 def _positive(values: Tensor) -> Tensor:

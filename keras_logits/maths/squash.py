@@ -34,7 +34,15 @@ class Squash:
         """
         if bias is not None:
             products = products + ops.cast(bias, products.dtype)
-        return self._as_quotient(products) if as_quotient else self.logits(products)
+        logits = self._as_quotient(products) if as_quotient else self.logits(products)
+        return self.masked(logits, bias)
+
+    def masked(self, logits: Tensor, bias: Tensor | None) -> Tensor:
+        """The logits, -inf where the bias is: a soft-cap would bound these too."""
+        if bias is None or self.softcap is None:
+            return logits
+        closed, none = ops.equal(bias, -float("inf")), -float("inf")
+        return ops.where(closed, ops.full((), none, dtype=logits.dtype), logits)
 
     def past_nan(self, products: Tensor, bias: Tensor | None) -> Tensor:
         """The logits of products; a gradient of 0 by one that is NaN goes back as 0."""
@@ -60,6 +68,8 @@ class Squash:
         """The gradient by the scores, of one by the logits that they became."""
         if self.softcap is not None:
             share = logits * (self.temperature / self.softcap)
+            masked = ops.equal(logits, -float("inf"))
+            share = ops.where(masked, ops.ones((), dtype=share.dtype), share)
             gradient = gradient * (1.0 - share * share)
         return gradient if self.temperature == 1.0 else gradient / self.temperature
 

@@ -12,8 +12,12 @@ from keras import ops
 
 from keras_logits._typing import Tensor
 from keras_logits.maths.blocks import block_of, fold_blocks
+from keras_logits.maths.shapes import static_shape
 
 BLOCK = 2048  # classes that are summed together
+
+SCALE = 2.0**-20
+"""What keeps a sum of logits finite whose mean is. A power of two rounds nothing."""
 
 Sums = dict[str, Tensor]
 """Of each position, along the axis of the classes:
@@ -23,7 +27,8 @@ Sums = dict[str, Tensor]
     drop     sum of exp(z - highest) * (z - highest), for the entropy
     count    how many classes are open, which is: not masked by -inf; for smoothing
     share    sum of the class weights of the open classes, if there are any
-    drawn    sum over the open classes of the class weight times z - highest
+    drawn    sum over the open classes of the class weight times z - highest, times
+             SCALE
 """
 
 
@@ -55,6 +60,10 @@ def sums_of(
         is_open = are_open(z, open_classes)
         return ops.where(is_open, values, ops.zeros((), dtype=z.dtype))
 
+    def scaled_gap(z: Tensor) -> Tensor:
+        # TensorFlow would take out a factor that both terms share, and overflow.
+        return SCALE * z + -SCALE * shift
+
     def over_classes(terms: Callable[..., Tensor]) -> Tensor:
         wide = (z,) if columns is None else (z, columns)
         return sum_over_classes(terms, axis, *wide, block=block)
@@ -66,7 +75,7 @@ def sums_of(
         sums["count"] = sum_over_classes(
             lambda z: where_open(z, one), axis, z, block=block
         )
-        sums["drawn"] = over_classes(lambda z, c=1.0: where_open(z, c * (z - shift)))
+        sums["drawn"] = over_classes(lambda z, c=1.0: where_open(z, c * scaled_gap(z)))
         if columns is not None:
             sums["share"] = over_classes(lambda z, c: where_open(z, c))
     return sums
@@ -107,6 +116,11 @@ def _moved(sums: Sums, highest: Tensor) -> Sums:
         # The step may be as large as floats get, and its product infinite.
         moved["drop"] = ops.where(scale > 0, drop, ops.zeros_like(drop))
     if "drawn" in sums:
+        step = ops.where(
+            ops.equal(was, -float("inf")),
+            ops.zeros_like(was),
+            SCALE * was + -SCALE * highest,
+        )
         moved["drawn"] = sums["drawn"] + step * sums.get("share", sums["count"])
     return moved
 
@@ -121,13 +135,14 @@ def sum_over_classes(
     terms: Callable[..., Tensor], axis: int, *wide: Tensor, block: int = BLOCK
 ) -> Tensor:
     """The sum over the classes of `terms(*wide)`, which nobody differentiates."""
-    classes = wide[0].shape[axis]
+    shape = static_shape(wide[0])
+    classes = None if shape is None else shape[axis]
 
     def add(start: Any, width: int, total: Tensor) -> Tensor:
         part = [block_of(x, start, width, axis) for x in wide]
         return total + ops.sum(terms(*part), axis=axis, keepdims=True)
 
-    if classes <= block:
+    if classes is None or classes <= block:
         return ops.sum(terms(*wide), axis=axis, keepdims=True)
     first = [block_of(x, 0, 1, axis) for x in wide]
     none = ops.zeros_like(terms(*first))

@@ -4,22 +4,27 @@ A mean is a weighted sum whose weights sum to one, so that what computes a loss 
 ever sees a weighted sum.
 """
 
-import math
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, get_args
 
+import numpy as np
 from keras import ops
 
 from keras_logits._typing import ClassWeight, Reduction, Tensor
 from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.shapes import static_shape
 
+LARGEST = float(np.finfo("float32").max)
+"""Options are numbers of float32, where anything more is infinite."""
+
 REDUCTIONS = (*get_args(Reduction), None)
 
 
 def check_reduction(reduction: object) -> None:
-    if reduction not in REDUCTIONS:
+    if not (
+        reduction is None or (isinstance(reduction, str) and reduction in REDUCTIONS)
+    ):
         raise ValueError(
             f"`reduction` must be one of {REDUCTIONS}. Received: "
             f"reduction={reduction!r}. For sum(weights * losses) / sum(weights) write "
@@ -31,19 +36,33 @@ def check_class_weight(class_weight: Any, name: str) -> None:
     if class_weight is None:
         return
     by_class = isinstance(class_weight, dict)
-    try:
-        values = class_weight.values() if by_class else class_weight
-        good = all(0 <= float(value) < math.inf for value in values)
-    except (TypeError, ValueError):
-        good = False
+    values = class_weight.values() if by_class else class_weight
+    good = isinstance(class_weight, list | tuple | dict) and all(
+        map(_is_weight, values)
+    )
     known = not by_class or all(isinstance(key, Integral) for key in class_weight)
-    if not good or not known or isinstance(class_weight, str):
+    if not good or not known:
         raise ValueError(
             f"`{name}` must be a list of numbers, one for each class, or a dict {{id: "
             "number}, none of them negative or infinite. Received: "
-            f"{name}={class_weight!r}. Write 0.0 for a class that is not to count, and "
-            "1.0 for one that counts as before."
+            f"{name}={shown(class_weight)}. Write 0.0 for a class that is not to "
+            "count, and 1.0 for one that counts as before."
         )
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, unless that would fill the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write whole numbers of thousands of digits
+        return "a whole number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _is_weight(value: Any) -> bool:
+    # Not by float(), of which a text like "2" has one.
+    number = isinstance(value, Real)
+    return number and bool(0 <= value <= LARGEST)
 
 
 def class_weights(class_weight: ClassWeight, classes: int, name: str) -> list[float]:
@@ -71,6 +90,12 @@ def class_weights(class_weight: ClassWeight, classes: int, name: str) -> list[fl
     return [float(value) for value in class_weight]
 
 
+_OF_CLASSES = (
+    " To weigh classes write class_weight=...; a sigmoid also takes a weight for each "
+    "label, in the shape of its logits."
+)
+
+
 def aligned(weights: Tensor, positions: Tensor, name: str) -> Tensor:
     """Weights with the rank of the positions: aligned from the left, never widened.
 
@@ -91,10 +116,12 @@ def aligned(weights: Tensor, positions: Tensor, name: str) -> Tensor:
         for a, b in zip(kept, expected, strict=False)
     )
     if not fits:
+        wide = name == "sample_weight" and len(shape) == len(expected) + 1
         raise ValueError(
             f"`{name}` must have the shape of the losses, or of their leading axes. "
             f"Received: {name} of shape {shape} and losses of shape {expected}. "
             f"Reshape it to ({expected[0] if expected else ''},) to weigh whole rows."
+            f"{_OF_CLASSES if wide else ''}"
         )
     sizes = list(ops.shape(weights)[: len(kept)])
     return ops.reshape(weights, [*sizes, *[1] * (len(expected) - len(kept))])

@@ -53,7 +53,8 @@ class LogitsHead:
             mark: stock metrics and `predict` see these, the loss still sees the
             logits.
         use_bias: whether to add the bias b.
-        softcap: s, the bound of the logits before temperature; None for no bound.
+        softcap: s, the bound of the logits before temperature; None for no bound. A
+            bias of -inf masks its class all the same.
         temperature: the divisor of the logits. Above 1 it flattens probabilities.
         tied_to: an `Embedding` of `units` rows whose matrix, transposed, is used as
             kernel; this layer then has none of its own.
@@ -371,7 +372,7 @@ def _check_units(units: Any, activation: str) -> None:
 
 
 def _check_returns(returns: Any) -> str:
-    if returns not in _RETURNS:
+    if not isinstance(returns, str) or returns not in _RETURNS:
         raise ValueError(
             "`returns` must be 'logits' or 'probabilities'. Received: "
             f"returns={returns!r}. Write returns='probabilities' for a model whose "

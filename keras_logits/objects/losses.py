@@ -110,11 +110,13 @@ class SoftmaxCrossEntropy(LogitsLoss):
 
     A bad label raises in eager code. In compiled code, where nothing can be raised, it
     makes the loss NaN and its own gradient 0, so that the weights survive. Callbacks
-    that watch the training loss see that NaN: let them watch `val_loss`.
+    that watch the training loss see that NaN: let them watch `val_loss`. So do values
+    outside of [0, 1] under `from_logits=False`.
 
     Args:
         from_logits: "auto" reads the mark and refuses a tensor without one; True and
-            False say of an unmarked tensor that it holds logits or probabilities.
+            False say of an unmarked tensor that it holds logits or probabilities. Of
+            probabilities the slope of the logarithm is capped at 1e25.
         class_weight: the weight of each class: a list over the classes, or a dict
             of some of them. Any shape of labels.
         label_smoothing: share of each label that is spread over the classes, of
@@ -203,17 +205,21 @@ class SigmoidCrossEntropy(LogitsLoss):
     The loss of one unit is that of `sigmoid_cross_entropy`. A position's value is the
     mean over its known units, weighted by `class_weight`; the mean over everything is
     $\sum w_i c_u \ell_{iu} / \sum w_i c_u$ over the known units, with $w$ = sample
-    weight x mask. It is 0 if every weight is 0.
+    weight x mask. It is 0 if every weight is 0. A sample weight of the logits' shape
+    weighs each label by itself, $w_{iu}$ in place of $w_i$; a position's value is then
+    $\sum_u w_{iu} c_u \ell_{iu} / \sum_u c_u$.
 
     Labels have the logits' shape (a missing or extra last axis of 1 is let pass if
     there is one unit); bool, integer, or floating in [0, 1].
 
     A bad label raises in eager code. In compiled code it makes the loss NaN and its
-    own gradient 0, so that the weights survive.
+    own gradient 0, so that the weights survive. So do values outside of [0, 1] under
+    `from_logits=False`.
 
     Args:
         from_logits: "auto" reads the mark and refuses a tensor without one; True and
-            False say of an unmarked tensor that it holds logits or probabilities.
+            False say of an unmarked tensor that it holds logits or probabilities. Of
+            probabilities the slope of the logarithm is capped at 1e25.
         class_weight: the weight of each unit: a list, or a dict of some of them.
         pos_weight: the weight of the positive term: a number, or one for each unit.
         label_smoothing: share of each label that moves to 1/2. From 0 to 1.

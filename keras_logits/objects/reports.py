@@ -14,7 +14,9 @@ from keras_logits.maths.figures import FIGURES, INVALID, OF_UNITS
 
 def checked_reports(reports: Any, activation: str) -> tuple[str, ...]:
     known = FIGURES if activation == "softmax" else OF_UNITS
-    good = isinstance(reports, list | tuple) and all(name in known for name in reports)
+    good = isinstance(reports, list | tuple) and all(
+        isinstance(name, str) and name in known for name in reports
+    )
     if not good or len(set(reports)) < len(reports):
         raise ValueError(
             f"`reports` must be a list of different names among {known} for a "
