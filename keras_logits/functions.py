@@ -1,12 +1,14 @@
 """The losses as functions, for custom loops: one value per label, nothing reduced."""
 
+import functools
+import warnings
 from typing import NamedTuple
 
 from keras import ops
 
 from keras_logits import kernels
 from keras_logits._typing import ClassWeight, Reduction, Tensor
-from keras_logits.kernels.contract import Linear, LinearLogits
+from keras_logits.kernels.contract import DISTRIBUTED, Linear, LinearLogits
 from keras_logits.maths.links import as_float
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.weights import check_reduction, position_weights, reduced
@@ -229,8 +231,22 @@ def linear_softmax_cross_entropy(
         transpose_kernel,
         memory_budget,
     )
-    task = SoftmaxTask(labels, linear, options)
+    scores: Tensor | LinearLogits = linear
+    if kernels.is_distributed(*linear.linear, labels, sample_weight):
+        _warn_of_plain()
+        scores = kernels.logits_of(linear)
+    task = SoftmaxTask(labels, scores, options)
     return reduced_loss(task, sample_weight, None, reduction).value
+
+
+@functools.cache  # so that it is said once
+def _warn_of_plain() -> None:
+    warnings.warn(
+        "`linear_softmax_cross_entropy` runs plain here, and holds all logits: "
+        f"{DISTRIBUTED}. Write softmax_cross_entropy(labels, features @ kernel) to be "
+        "told no more.",
+        stacklevel=3,
+    )
 
 
 class Reduced(NamedTuple):

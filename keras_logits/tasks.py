@@ -61,7 +61,7 @@ class SoftmaxTask:
         if options.class_weight is not None:
             values = class_weights(options.class_weight, self.classes, "class_weight")
             self.per_class = ops.convert_to_tensor(values, self.positions.dtype)
-            self.mass = self.formula.mass(self.labels, scores, self.per_class)
+            self.mass = kernels.mass(self.formula, self.labels, scores, self.per_class)
         self.not_ignored = self._not_ignored(options.ignore_index)
 
     def weighted(

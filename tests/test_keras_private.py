@@ -55,7 +55,7 @@ def test_in_symbolic_scope():
     assert not seen[-1]
 
 
-def test_AutocastScope():  # noqa: N802
+def test_AutocastScope():
     layer = keras.layers.Dense(1, dtype="mixed_bfloat16")
     layer.build((None, 1))
     with AutocastScope("bfloat16"):

@@ -22,7 +22,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.shapes import Shape, static_shape
-from keras_logits.maths.softmax import Evaluated
+from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
 from keras_logits.maths.squash import Squash
 
 NO_SECOND_DERIVATIVE = (
@@ -35,6 +35,12 @@ NO_SECOND_DERIVATIVE = (
 NO_GRADIENT_BY_LABELS = (
     "`labels` get no gradient from a fused pass. Received: labels that are being "
     "differentiated. Write fused=False in the loss, or stop_gradient(labels)."
+)
+
+
+DISTRIBUTED = (
+    "arrays that are spread over several devices, from which each chunk would be "
+    "gathered"
 )
 
 
@@ -108,6 +114,13 @@ def counted(losses: Tensor, weights: Tensor) -> Tensor:
     none = ops.equal(weights, 0)
     # Selected before the product, or the weight's own derivative would be NaN.
     return weights * ops.where(none, ops.zeros_like(losses), losses)
+
+
+def mass(
+    formula: SoftmaxFormula, labels: Tensor, scores: Tensor, class_weights: Tensor
+) -> Tensor:
+    """Each position's class weight, its share of a mean's denominator."""
+    return formula.mass(labels, scores, class_weights)
 
 
 def gradient_of_scores(

@@ -25,6 +25,7 @@ from keras_logits.kernels.contract import (
     gradient_of_scores,
     sum_of_losses,
 )
+from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import (
     NOTHING,
     Found,
@@ -362,3 +363,8 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """False: replicas hold whole arrays, each of its own part of the batch."""
+    return False

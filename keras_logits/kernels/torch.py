@@ -18,6 +18,7 @@ from keras_logits.kernels.contract import (
     gradient_of_scores,
     sum_of_losses,
 )
+from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.figures import figures
 from keras_logits.maths.labels import valid_class_ids
@@ -314,3 +315,8 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return tensor.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """False: replicas hold whole arrays, each of its own part of the batch."""
+    return False

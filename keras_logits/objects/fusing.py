@@ -4,14 +4,13 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Tensor
-from keras_logits.kernels import is_concrete, logits_of
-from keras_logits.kernels.contract import Linear, LinearLogits
+from keras_logits.kernels import is_concrete, is_distributed, logits_of
+from keras_logits.kernels.contract import DISTRIBUTED, Linear, LinearLogits
 from keras_logits.objects.predictions import Scores
 from keras_logits.provenance import Mark
 
@@ -99,17 +98,10 @@ def _recipe(owner: Any, mark: Mark | None) -> Recipe:
         return None, f"axis={owner._options.axis}. Write axis=-1."
     if owner._given_dtype not in (None, "float32"):
         return None, f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
-    if _is_distributed():
-        return None, (
-            "a keras.distribution, under which each chunk would be gathered from all "
-            "devices."
-        )
     found: Recipe = mark.head.recipe(mark, owner.memory_budget)
+    if found[0] is not None and is_distributed(*found[0].linear):
+        return None, f"{DISTRIBUTED}."
     return found
-
-
-def _is_distributed() -> bool:
-    return keras.distribution.distribution() is not None
 
 
 def usable_kernel(kernel: Any, shape: tuple[int, int], layer: Any) -> str | None:
