@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_logits import kernels
 from keras_logits._typing import ClassWeight, Reduction, Tensor
-from keras_logits.kernels.contract import DISTRIBUTED, Linear, LinearLogits
+from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.links import as_float
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.weights import check_reduction, position_weights, reduced
@@ -232,18 +232,19 @@ def linear_softmax_cross_entropy(
         memory_budget,
     )
     scores: Tensor | LinearLogits = linear
-    if kernels.is_distributed(*linear.linear, labels, sample_weight):
-        _warn_of_plain()
+    obstacle = kernels.obstacle_to_fusing(linear.linear, labels, sample_weight)
+    if obstacle is not None:
+        _warn_of_plain(obstacle)
         scores = kernels.logits_of(linear)
     task = SoftmaxTask(labels, scores, options)
     return reduced_loss(task, sample_weight, None, reduction).value
 
 
 @functools.cache  # so that it is said once
-def _warn_of_plain() -> None:
+def _warn_of_plain(obstacle: str) -> None:
     warnings.warn(
         "`linear_softmax_cross_entropy` runs plain here, and holds all logits: "
-        f"{DISTRIBUTED}. Write softmax_cross_entropy(labels, features @ kernel) to be "
+        f"{obstacle} Write softmax_cross_entropy(labels, features @ kernel) to be "
         "told no more.",
         stacklevel=3,
     )

@@ -43,6 +43,7 @@ __all__ = [
     "is_distributed",
     "logits_of",
     "mass",
+    "obstacle_to_fusing",
     "read",
     "total_over_replicas",
     "weighted",
@@ -120,7 +121,10 @@ def _weighted_linear(
 
 def logits_of(scores: LinearLogits) -> Tensor:
     """The logits as a tensor."""
-    return contract.logits_of(scores, _body.matmul)
+    sparse = _body.is_sparse(scores.linear.features)
+    return contract.logits_of(
+        scores, contract.sparse_matmul if sparse else _body.matmul
+    )
 
 
 def mass(
@@ -135,11 +139,20 @@ def mass(
     return found
 
 
-def is_distributed(*tensors: Tensor | None) -> bool:
-    """Whether arrays or computations are spread over devices, as far as it shows.
+def obstacle_to_fusing(linear: Linear, *others: Tensor | None) -> str | None:
+    """Why the fused pass cannot be taken for these arrays, as far as they show."""
+    if _body.is_sparse(linear.features):
+        return "sparse features, whose rows it cannot gather."
+    if is_distributed(*linear, *others):
+        return (
+            "arrays that are spread over several devices, from which each chunk would "
+            "be gathered."
+        )
+    return None
 
-    The fused pass is not: it would gather all of them on each device.
-    """
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """Whether arrays or computations are spread over devices, as far as it shows."""
     if keras.distribution.distribution() is not None:
         return True
     by_body: bool = _body.is_distributed(*tensors)

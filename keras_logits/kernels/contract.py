@@ -38,12 +38,6 @@ NO_GRADIENT_BY_LABELS = (
 )
 
 
-DISTRIBUTED = (
-    "arrays that are spread over several devices, from which each chunk would be "
-    "gathered"
-)
-
-
 class Formula(Hashable, Protocol):
     """A loss: its options, how to compute it, and its gradient."""
 
@@ -105,8 +99,15 @@ def logits_of(
     """The logits themselves, by a product that accumulates in float32."""
     features, kernel, bias = scores.linear
     kernel = ops.cast(kernel, features.dtype)
-    products = matmul(features, ops.transpose(kernel) if scores.transposed else kernel)
+    kernel = ops.transpose(kernel) if scores.transposed else kernel
+    products = matmul(features, kernel)
     return scores.squash.of_products(products, bias)
+
+
+def sparse_matmul(features: Tensor, kernel: Tensor) -> Tensor:
+    """A product with sparse features, which Keras knows how to multiply."""
+    dtype = accurate_dtype(features.dtype)
+    return ops.matmul(ops.cast(features, dtype), ops.cast(kernel, dtype))
 
 
 def counted(losses: Tensor, weights: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax._src import mesh as mesh_lib
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.sparse import JAXSparse
 from jax.sharding import AxisType, PartitionSpec
 from keras import ops
 
@@ -251,6 +252,10 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return not isinstance(tensor, jax.core.Tracer)
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, JAXSparse)
 
 
 def is_distributed(*tensors: Tensor | None) -> bool:

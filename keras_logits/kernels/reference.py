@@ -75,5 +75,9 @@ def is_concrete(tensor: Tensor) -> bool:
     return True
 
 
+def is_sparse(tensor: Tensor) -> bool:
+    return False
+
+
 def is_distributed(*tensors: Tensor | None) -> bool:
     return False

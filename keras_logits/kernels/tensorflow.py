@@ -365,6 +365,10 @@ def is_concrete(tensor: Tensor) -> bool:
     return tf.executing_eagerly() and not tf.is_symbolic_tensor(tensor)
 
 
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, tf.SparseTensor)
+
+
 def is_distributed(*tensors: Tensor | None) -> bool:
     """False: replicas hold whole arrays, each of its own part of the batch."""
     return False

@@ -317,6 +317,10 @@ def is_concrete(tensor: Tensor) -> bool:
     return tensor.device.type != "meta" and not torch.compiler.is_compiling()
 
 
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.layout is not torch.strided
+
+
 def is_distributed(*tensors: Tensor | None) -> bool:
     """False: replicas hold whole arrays, each of its own part of the batch."""
     return False

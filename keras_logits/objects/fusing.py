@@ -9,8 +9,8 @@ from keras import ops
 
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Tensor
-from keras_logits.kernels import is_concrete, is_distributed, logits_of
-from keras_logits.kernels.contract import DISTRIBUTED, Linear, LinearLogits
+from keras_logits.kernels import is_concrete, logits_of, obstacle_to_fusing
+from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.objects.predictions import Scores
 from keras_logits.provenance import Mark
 
@@ -99,9 +99,8 @@ def _recipe(owner: Any, mark: Mark | None) -> Recipe:
     if owner._given_dtype not in (None, "float32"):
         return None, f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
     found: Recipe = mark.head.recipe(mark, owner.memory_budget)
-    if found[0] is not None and is_distributed(*found[0].linear):
-        return None, f"{DISTRIBUTED}."
-    return found
+    obstacle = None if found[0] is None else obstacle_to_fusing(found[0].linear)
+    return found if obstacle is None else (None, obstacle)
 
 
 def usable_kernel(kernel: Any, shape: tuple[int, int], layer: Any) -> str | None:
