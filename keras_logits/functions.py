@@ -1,5 +1,7 @@
 """The losses as functions, for custom loops: one value per label, nothing reduced."""
 
+import functools
+import warnings
 from typing import NamedTuple
 
 from keras import ops
@@ -175,7 +177,9 @@ def linear_softmax_cross_entropy(
     language model are its largest tensor: here those of one chunk of tokens exist at a
     time. A scalar result comes with its gradients, for three products in all, as many
     as the plain form needs; one value for each position needs a fourth, on the way
-    back. Positions of weight 0 are left out of all products.
+    back. Positions of weight 0 are left out of all products. Over arrays that are spread
+    over several devices, and for sparse features, it is computed in the plain form, with
+    a warning.
 
     Args:
         features: `[..., D]`, floating. The products are accumulated in float32.
@@ -234,8 +238,23 @@ def linear_softmax_cross_entropy(
         transpose_kernel,
         memory_budget,
     )
-    task = SoftmaxTask(labels, linear, options)
+    scores: Tensor | LinearLogits = linear
+    obstacle = kernels.obstacle_to_fusing(linear.linear, labels, sample_weight)
+    if obstacle is not None:
+        _warn_of_plain(obstacle)
+        scores = kernels.logits_of(linear)
+    task = SoftmaxTask(labels, scores, options)
     return reduced_loss(task, sample_weight, None, reduction).value
+
+
+@functools.cache  # so that it is said once
+def _warn_of_plain(obstacle: str) -> None:
+    warnings.warn(
+        "`linear_softmax_cross_entropy` runs plain here, and holds all logits: "
+        f"{obstacle} Write softmax_cross_entropy(labels, features @ kernel) to be "
+        "told no more.",
+        stacklevel=3,
+    )
 
 
 class Reduced(NamedTuple):

@@ -74,7 +74,7 @@ class SoftmaxTask:
             classes = _known_classes(shape, axis, "class_weight")
             values = class_weights(options.class_weight, classes, "class_weight")
             self.per_class = ops.convert_to_tensor(values, self.positions.dtype)
-            self.mass = self.formula.mass(self.labels, scores, self.per_class)
+            self.mass = kernels.mass(self.formula, self.labels, scores, self.per_class)
         self.not_ignored = self._not_ignored(options.ignore_index)
 
     def weighted(

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_logits import _keras_private
 from keras_logits._keras_private import (
+    AutocastScope,
     get_keras_mask,
     in_symbolic_scope,
     set_keras_mask,
@@ -52,3 +53,12 @@ def test_in_symbolic_scope():
     layer(np.zeros((1, 3)))
     assert seen[0]
     assert not seen[-1]
+
+
+def test_AutocastScope():
+    layer = keras.layers.Dense(1, dtype="mixed_bfloat16")
+    layer.build((None, 1))
+    with AutocastScope("bfloat16"):
+        assert ops.convert_to_tensor(layer.kernel).dtype != ops.zeros(1).dtype
+        with AutocastScope(None):
+            assert ops.convert_to_tensor(layer.kernel).dtype == ops.zeros(1).dtype

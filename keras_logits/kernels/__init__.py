@@ -20,6 +20,7 @@ from keras_logits.kernels.loop import LinearFormula
 from keras_logits.kernels.plan import Plan
 from keras_logits.kernels.plan import plan as make_plan
 from keras_logits.maths.figures import figures as figures_of
+from keras_logits.maths.softmax import SoftmaxFormula
 
 _BODIES = ("tensorflow", "jax", "torch")
 
@@ -39,7 +40,10 @@ __all__ = [
     "buffers_of",
     "check_tensorflow",
     "is_concrete",
+    "is_distributed",
     "logits_of",
+    "mass",
+    "obstacle_to_fusing",
     "read",
     "total_over_replicas",
     "weighted",
@@ -118,7 +122,42 @@ def _weighted_linear(
 
 def logits_of(scores: LinearLogits) -> Tensor:
     """The logits as a tensor."""
-    return contract.logits_of(scores, _body.product)
+    sparse = _body.is_sparse(scores.linear.features)
+    return contract.logits_of(
+        scores, contract.sparse_matmul if sparse else _body.product
+    )
+
+
+def mass(
+    formula: SoftmaxFormula,
+    labels: Tensor,
+    scores: Tensor | LinearLogits,
+    class_weights: Tensor,
+) -> Tensor:
+    """Each position's class weight, its share of a mean's denominator."""
+    of = contract if isinstance(scores, LinearLogits) else _body
+    found: Tensor = of.mass(formula, labels, scores, class_weights)
+    return found
+
+
+def obstacle_to_fusing(linear: Linear, *others: Tensor | None) -> str | None:
+    """Why the fused pass cannot be taken for these arrays, as far as they show."""
+    if _body.is_sparse(linear.features):
+        return "sparse features, whose rows it cannot gather."
+    if is_distributed(*linear, *others):
+        return (
+            "arrays that are spread over several devices, from which each chunk would "
+            "be gathered."
+        )
+    return None
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """Whether arrays or computations are spread over devices, as far as it shows."""
+    if keras.distribution.distribution() is not None:
+        return True
+    by_body: bool = _body.is_distributed(*tensors)
+    return by_body
 
 
 def plan_of(scores: LinearLogits, buffers: int) -> Plan:

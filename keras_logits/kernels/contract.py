@@ -22,7 +22,7 @@ from keras import ops
 from keras_logits._typing import Tensor
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.shapes import Shape, static_shape
-from keras_logits.maths.softmax import Evaluated
+from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
 from keras_logits.maths.squash import Squash
 from keras_logits.maths.weights import counting, weighed
 
@@ -111,9 +111,22 @@ def logits_of(
     return scores.squash.past_nan(product(features, kernel), bias)
 
 
+def sparse_matmul(features: Tensor, kernel: Tensor) -> Tensor:
+    """A product with sparse features, which Keras knows how to multiply."""
+    dtype = accurate_dtype(features.dtype)
+    return ops.matmul(ops.cast(features, dtype), ops.cast(kernel, dtype))
+
+
 def counted(losses: Tensor, weights: Tensor) -> Tensor:
     """`weights * losses`, where a weight of 0 selects its loss out, NaN or not."""
     return weights * counting(losses, weights)
+
+
+def mass(
+    formula: SoftmaxFormula, labels: Tensor, scores: Tensor, class_weights: Tensor
+) -> Tensor:
+    """Each position's class weight, its share of a mean's denominator."""
+    return formula.mass(labels, scores, class_weights)
 
 
 def evaluated_again(

@@ -12,7 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax._src import mesh as mesh_lib
 from jax.custom_derivatives import SymbolicZero
+from jax.experimental.sparse import JAXSparse
+from jax.sharding import AxisType, PartitionSpec
 from keras import ops
 
 from keras_logits._typing import Tensor
@@ -36,7 +39,7 @@ from keras_logits.kernels.loop import (
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.links import accurate_dtype
-from keras_logits.maths.softmax import Evaluated
+from keras_logits.maths.softmax import Evaluated, SoftmaxFormula
 from keras_logits.maths.weights import weighed
 
 
@@ -49,7 +52,11 @@ def weighted(
     constants: tuple[Tensor | None, ...],
     summed: bool,
 ) -> Tensor:
-    return _weighted(formula, summed, labels, scores, weights, constants)
+    def over_shards(*batch: Any) -> Tensor:
+        return _weighted(formula, summed, *batch)
+
+    left = () if summed else _spec_of_losses(formula, scores)
+    return _in_auto_axes(over_shards, left, labels, scores, weights, constants)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -214,7 +221,13 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
     """A product that is accumulated, and returned, in at least float32."""
     dtype = jnp.promote_types(features.dtype, jnp.float32)
-    return jnp.matmul(features, kernel, preferred_element_type=dtype)
+
+    def multiplied(features: Tensor, kernel: Tensor) -> Tensor:
+        return jnp.matmul(features, kernel, preferred_element_type=dtype)
+
+    rows, columns = _spec_of(features)[:-1], _spec_of(kernel)[-1:]
+    columns = [None if set(_names(c)) & set(_names(*rows)) else c for c in columns]
+    return _in_auto_axes(multiplied, [*rows, *columns], features, kernel)
 
 
 @jax.custom_jvp
@@ -275,3 +288,86 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return not isinstance(tensor, jax.core.Tracer)
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, JAXSparse)
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """Whether a mesh is entered, or a tensor lies on one.
+
+    A tracer shows the mesh of what it was computed from, but not what only the
+    `in_shardings` of a `jax.jit` say.
+    """
+    entered = (jax.sharding.get_abstract_mesh(), _mesh_of_with_statement())
+    return any(map(_spreads, entered)) or any(
+        _is_spread(tensor) for tensor in tensors if tensor is not None
+    )
+
+
+def _mesh_of_with_statement() -> Any:
+    """The mesh of `with mesh:`, which JAX deprecates and has no public name for."""
+    return mesh_lib.thread_resources.env.physical_mesh
+
+
+def _spreads(mesh: Any) -> bool:
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    # Over manual axes, inside of a shard_map, each device computes for itself; explicit
+    # ones need the sharding of each result said, even where there is one device.
+    return any(
+        kind == AxisType.Explicit or (kind == AxisType.Auto and mesh.shape[name] > 1)
+        for name, kind in kinds.items()
+    )
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    if is_concrete(tensor):
+        devices = getattr(getattr(tensor, "sharding", None), "device_set", ())
+        return len(devices) > 1
+    aval = jax.typeof(tensor)
+    return bool(_varying(aval)) or _spreads(aval.sharding.mesh)
+
+
+def _varying(aval: Any) -> Any:
+    """The manual axes along which a value is known to differ: loops must keep them."""
+    kind = getattr(aval, "manual_axis_type", None)  # `vma` before JAX 0.10
+    return getattr(aval, "vma", ()) if kind is None else kind.varying
+
+
+def mass(
+    formula: SoftmaxFormula, labels: Tensor, scores: Tensor, class_weights: Tensor
+) -> Tensor:
+    batch = (labels, scores, class_weights)
+    return _in_auto_axes(formula.mass, _spec_of_losses(formula, scores), *batch)
+
+
+def _spec_of_losses(formula: Formula, scores: Tensor) -> list[Any]:
+    left = list(_spec_of(scores))
+    if isinstance(formula, SoftmaxFormula):
+        del left[formula.axis]
+    return left
+
+
+def _spec_of(tensor: Tensor) -> Any:
+    return jax.typeof(tensor).sharding.spec
+
+
+def _names(*axes: Any) -> list[str]:
+    """The mesh axes in some places of a spec, each of which holds one, many or none."""
+    several = (axis if isinstance(axis, tuple) else (axis,) for axis in axes)
+    return [name for axis in several for name in axis if name is not None]
+
+
+def _in_auto_axes(function: Callable[..., Any], spec: Any, *batch: Any) -> Any:
+    """A function whose result is to lie as `spec` says, with all else left to XLA.
+
+    Over explicit axes an operation whose result could lie in two ways is an error.
+    """
+    meshes = (jax.typeof(x).sharding.mesh for x in jax.tree.leaves(batch))
+    explicit = [mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types]
+    if not explicit:
+        return function(*batch)
+    with jax.sharding.use_abstract_mesh(explicit[0]):
+        by_xla = jax.sharding.auto_axes(function, out_sharding=PartitionSpec(*spec))
+        return by_xla(*batch)

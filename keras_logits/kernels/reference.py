@@ -15,6 +15,7 @@ from keras_logits.kernels.contract import (
     LinearLogits,
     logits_of,
 )
+from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import LinearFormula
 from keras_logits.kernels.loop import buffers_of as buffers_of
 from keras_logits.maths.figures import figures
@@ -73,3 +74,11 @@ def total_over_replicas(total: Tensor) -> Tensor:
 
 def is_concrete(tensor: Tensor) -> bool:
     return True
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return False
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    return False

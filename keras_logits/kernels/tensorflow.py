@@ -17,6 +17,7 @@ from keras_logits.kernels.contract import (
     left_out,
     with_left_out,
 )
+from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import (
     NOTHING,
     Found,
@@ -239,3 +240,12 @@ def read(variable: Tensor) -> Tensor:
 
 def device() -> str:
     return "accelerator" if tf.config.get_visible_devices("GPU") else "cpu"
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, tf.SparseTensor)
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """False: replicas hold whole arrays, each of its own part of the batch."""
+    return False

@@ -19,6 +19,7 @@ from keras_logits.kernels.contract import (
     sum_of_losses,
     with_left_out,
 )
+from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.figures import figures
 from keras_logits.maths.labels import valid_class_ids
@@ -391,3 +392,12 @@ def device() -> str:
 
 def is_concrete(tensor: Tensor) -> bool:
     return tensor.device.type != "meta" and not torch.compiler.is_compiling()
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    return isinstance(tensor, torch.Tensor) and tensor.layout is not torch.strided
+
+
+def is_distributed(*tensors: Tensor | None) -> bool:
+    """False: replicas hold whole arrays, each of its own part of the batch."""
+    return False

@@ -4,8 +4,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import keras
-
+from keras_logits import kernels
 from keras_logits._keras_private import in_symbolic_scope
 from keras_logits._typing import Tensor
 from keras_logits.kernels import tensors
@@ -41,9 +40,10 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
     of_head = head is not None and head.makes_logits
     if owner.fused == "auto" and not (of_head and _pays(scores.values)):
         return None
-    proved, obstacle = _proved(scores) if of_head else (None, _NO_HEAD)
-    obstacle = obstacle or _not_covered(owner, scores)
-    if obstacle is None and proved is not None:
+    proved, obstacle = None, _not_covered(owner, scores) if of_head else _NO_HEAD
+    if obstacle is None:
+        proved, obstacle = _proved(scores)
+    if proved is not None:
         return replace(proved, memory_budget=owner.memory_budget)
     if owner.fused is True:
         raise ValueError(
@@ -74,9 +74,8 @@ def _proved(scores: Scores) -> Proved:
     So those values are used, and operands only say where gradients go; a change that
     torch counts would make that wrong, as in any backward pass.
     """
-    logits, recipe = scores.values, scores.mark.recipe  # type: ignore[union-attr]
-    if recipe is None:
-        return None, "logits that the head computed in a way of its own."
+    mark: Any = scores.mark
+    logits, recipe = scores.values, mark.recipe
     if not recipe.is_unchanged:
         return None, (
             "features or weights that were changed in place after the head made "
@@ -84,7 +83,7 @@ def _proved(scores: Scores) -> Proved:
         )
     if tensors.gradient_is_seen(logits):
         return None, "logits whose own gradient is wanted, by a hook or retain_grad()."
-    linear = scores.mark.head.with_frozen(recipe.linear.linear)  # type: ignore[union-attr]
+    linear = mark.head.with_frozen(recipe.linear.linear)
     if tensors.is_deferred(logits):
         return replace(recipe.linear, linear=linear), None
     linear = tensors.linked_like(logits, linear)
@@ -98,18 +97,16 @@ def _pays(logits: Tensor) -> bool:
 
 def _not_covered(owner: Any, scores: Scores) -> str | None:
     """What a fused pass cannot do, of all that is asked."""
+    mark: Any = scores.mark
     rank = len(scores.values.shape)
     if owner._options.axis not in (-1, rank - 1):
         return f"axis={owner._options.axis}. Write axis=-1."
     if owner._given_dtype not in (None, "float32"):
         return f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
-    if keras.distribution.distribution() is not None:
-        return (
-            "a keras.distribution, under which each chunk would be gathered from all "
-            "devices."
-        )
-    found: str | None = scores.mark.head.obstacle()  # type: ignore[union-attr]
-    return found
+    if mark.recipe is None:
+        return "logits that the head computed in a way of its own."
+    found: str | None = mark.head.obstacle()
+    return found or kernels.obstacle_to_fusing(mark.recipe.linear.linear)
 
 
 def unusable_kernel(layer: Any) -> str | None:

@@ -57,7 +57,9 @@ class LogitsHead:
             bias of -inf masks its class all the same.
         temperature: the divisor of the logits. Above 1 it flattens probabilities.
         tied_to: an `Embedding` of `units` rows whose matrix, transposed, is used as
-            kernel; this layer then has none of its own.
+            kernel; this layer then has none of its own. Of a `ReversibleEmbedding`
+            it takes what `embedding(x, reverse=True)` would: `reverse_embeddings`
+            under `tie_weights=False`, `logit_soft_cap` and `reverse_dtype`.
         reports: names of figures to show in `fit` and `evaluate`: "accuracy",
             "top_5_accuracy", "cross_entropy", "perplexity", "entropy" (in nats) and
             "invalid_labels" (how many); a sigmoid has no top 5 and no perplexity. The
@@ -126,7 +128,8 @@ class LogitsHead:
         check_positive("softcap", softcap, optional=True)
         check_positive("temperature", temperature)
         super().__init__(  # type: ignore[call-arg]
-            activity_regularizer=activity_regularizer, **kwargs
+            activity_regularizer=activity_regularizer,
+            **{**Tie(tied_to).options(), **kwargs},
         )
         get = self._keras
         self.units = int(units)
@@ -159,6 +162,7 @@ class LogitsHead:
             self._check_tied_width(features)
             if not self.tied_to.built:
                 self.tied_to.build(None)
+            self._tie.check()
             self._embedding = self.tied_to  # its weights are this layer's from now on
         else:
             self.kernel = self.add_weight(  # type: ignore[attr-defined]
@@ -267,13 +271,14 @@ class LogitsHead:
     def _linear(self, inputs: Tensor) -> LinearLogits:
         inputs = ops.convert_to_tensor(inputs)
         own_dtype = getattr(self, "autocast", getattr(self, "_autocast", True))
-        if own_dtype or not is_float(inputs):
-            inputs = ops.cast(inputs, self.compute_dtype)  # type: ignore[attr-defined]
+        if self._tie.dtype is not None or own_dtype or not is_float(inputs):
+            dtype = self._tie.dtype or self.compute_dtype  # type: ignore[attr-defined]
+            inputs = ops.cast(inputs, dtype)
         tied = self.tied_to is not None
-        kernel = self._tie.matrix() if tied else self.kernel
+        kernel, transposed = self._tie.kernel() if tied else (self.kernel, False)
         linear = Linear(inputs, kernels.read(kernel), self._bias())
-        squash = Squash(self.softcap, self.temperature)
-        return LinearLogits(linear, squash, transposed=tied)
+        squash = Squash(self._tie.softcap(self.softcap), self.temperature)
+        return LinearLogits(linear, squash, transposed)
 
     def _bias(self) -> Tensor | None:
         return None if self.bias is None else kernels.read(self.bias)
@@ -286,7 +291,8 @@ class LogitsHead:
         return (*tuple(input_shape)[:-1], self.units)
 
     def compute_output_spec(self, inputs: Tensor, returns: str | None = None) -> Any:
-        dtype = accurate_dtype(self.compute_dtype)  # type: ignore[attr-defined]
+        dtype = self._tie.dtype or self.compute_dtype  # type: ignore[attr-defined]
+        dtype = accurate_dtype(dtype)
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -324,7 +330,10 @@ class LogitsHead:
 
     def _check_tied(self, kernel_initializer: Any) -> None:
         check_same_keras(self, self.tied_to, "tied_to")
-        if not hasattr(self.tied_to, "input_dim"):
+        self._tie.softcap(self.softcap)
+        if not (
+            hasattr(self.tied_to, "input_dim") and hasattr(self.tied_to, "output_dim")
+        ):
             raise ValueError(
                 "`tied_to` must be an Embedding layer, whose matrix becomes the "
                 f"kernel. Received: tied_to={self.tied_to!r}. Write "

@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_logits import kernels
+from keras_logits._keras_private import AutocastScope
 from keras_logits._typing import Tensor
+from keras_logits.options import check_positive
 
 
 @dataclass
@@ -28,20 +31,90 @@ class Tie:
     layer: Any
     rebuilt: bool = False
 
-    def matrix(self) -> Tensor:
-        """The Embedding's matrix `[units, D]`, in floats also where it is quantised."""
-        matrix = kernels.read(self.layer.embeddings)
-        mode = getattr(self.layer, "quantization_mode", None)
+    @property
+    def dtype(self) -> str | None:
+        """What a `ReversibleEmbedding` says that its products are computed in."""
+        given = getattr(self.layer, "reverse_dtype", None)
+        return None if given is None else str(keras.backend.standardize_dtype(given))
+
+    def options(self) -> dict[str, Any]:
+        """What the head has to tell its Keras."""
+        # Or features would be rounded to the compute dtype before the head sees them.
+        return {} if self.dtype is None else {"autocast": False}
+
+    def softcap(self, own: float | None) -> float | None:
+        """The head's soft-cap, or that of a `ReversibleEmbedding`.
+
+        Raises:
+            ValueError: if both have one, and they differ.
+        """
+        given = getattr(self.layer, "logit_soft_cap", None)
+        check_positive("tied_to.logit_soft_cap", given, optional=True)
+        if own is not None and given is not None and own != given:
+            raise ValueError(
+                "`softcap` must be that of `tied_to`, if both have one. Received: "
+                f"softcap={own!r} and tied_to.logit_soft_cap={given!r}. Leave softcap "
+                "out: the head takes that of the layer."
+            )
+        return own if given is None else float(given)
+
+    def check(self) -> None:
+        """Refuses a layer that was built without the matrix."""
+        layer, name = self.layer, self._name
+        if _mode_of(layer) is not None:  # whose matrices may be packed
+            return
+        sizes = (layer.input_dim, layer.output_dim)
+        shape = sizes if self._transposed else sizes[::-1]
+        matrix = getattr(layer, name, None)
+        if matrix is None or tuple(matrix.shape) != shape:
+            found = None if matrix is None else tuple(matrix.shape)
+            raise ValueError(
+                f"`tied_to` must hold a matrix of its sizes. Received: a "
+                f"{type(layer).__name__} whose `{name}` has the shape {found}, not "
+                f"{shape}. Write tied_to=keras.layers.Embedding{sizes}."
+            )
+
+    def kernel(self) -> tuple[Tensor, bool]:
+        """The matrix in floats, also where it is quantised; whether it is transposed.
+
+        It is `[units, D]`, transposed, except in a `ReversibleEmbedding` that keeps a
+        matrix of its own for the way back.
+        """
+        if self.dtype is None:
+            return self._matrix(), self._transposed
+        with AutocastScope(None):  # it is cast once, to what the layer says
+            return self._matrix(), self._transposed
+
+    @property
+    def _transposed(self) -> bool:
+        return bool(getattr(self.layer, "tie_weights", True))
+
+    @property
+    def _name(self) -> str:
+        return "embeddings" if self._transposed else "reverse_embeddings"
+
+    def _matrix(self) -> Tensor:
+        mode = _mode_of(self.layer)
         if mode is None:
-            return matrix
+            return kernels.read(getattr(self.layer, self._name))
         if mode != "int8":
             raise ValueError(
                 "`tied_to` must hold floats or int8, for the head to read. Received: "
                 f"an Embedding that was quantised to {mode!r}. Write "
                 'embedding.quantize("int8").'
             )
-        scale = ops.expand_dims(self.layer.embeddings_scale, -1)
-        return ops.cast(matrix, scale.dtype) / scale
+        scale = getattr(self.layer, f"{self._name}_scale")
+        scale = ops.expand_dims(scale, -1 if self._transposed else 0)
+        if not (self._transposed and getattr(self.layer, "lora_enabled", False)):
+            whole = kernels.read(getattr(self.layer, self._name))
+            return ops.cast(whole, scale.dtype) / scale
+        # `embeddings` would add the update to the integers, before they are scaled.
+        layer = self.layer
+        update = ops.matmul(layer.lora_embeddings_a, layer.lora_embeddings_b)
+        whole = ops.cast(kernels.read(layer._embeddings), scale.dtype) / scale
+        return whole + ops.cast(
+            layer.lora_alpha / layer.lora_rank * update, whole.dtype
+        )
 
     def follow(self, features: Tensor) -> None:
         """Goes over to the layer of the same name that symbolic features come from."""
@@ -52,6 +125,11 @@ class Tie:
         ]
         if found and not any(layer is self.layer for layer in found):
             self.layer = found[0]
+
+
+def _mode_of(layer: Any) -> str | None:
+    mode: str | None = getattr(layer, "quantization_mode", None)
+    return mode
 
 
 def _layers_before(features: Tensor) -> Iterator[Any]:
