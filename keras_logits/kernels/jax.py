@@ -232,7 +232,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 @jax.custom_jvp
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
+    """`matmul`; features that are not finite count as 0 in the kernel's gradient."""
     return matmul(features, kernel)
 
 

@@ -196,7 +196,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
+    """`matmul`; features that are not finite count as 0 in the kernel's gradient."""
     if tf.executing_eagerly() and not is_watched(features) and not is_watched(kernel):
         return matmul(features, kernel)
     by_rule: Tensor = _product(features, kernel)

@@ -331,7 +331,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, whose derivative by the kernel takes features that are not finite as 0."""
+    """`matmul`; features that are not finite count as 0 in the kernel's gradient."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         features, kernel = features.to(dtype), kernel.to(dtype)
