@@ -327,19 +327,6 @@ def test_few_classes_are_few(passes):
     assert not passes
 
 
-def quantised():
-    """A head tied to an Embedding that was quantised for serving."""
-    model = tied()
-    model.layers[1].quantize("int8")
-    return model
-
-
-def with_lora():
-    model = tied()
-    model.layers[1].enable_lora(2)
-    return model
-
-
 class Distribution:
     """What `keras.distribution.distribution()` gives where there is one."""
 
@@ -348,8 +335,6 @@ OBSTACLES = {
     "axis": (sequential, {"axis": 1}, "axis=1"),
     "dtype": (sequential, {"dtype": "float64"}, "dtype='float64'"),
     "distribution": (sequential, {}, r"a keras\.distribution"),
-    "quantised": (quantised, {}, "a quantised 'embedding"),
-    "LoRA": (with_lora, {}, "embedding.* with LoRA"),
 }
 each_obstacle = pytest.mark.parametrize("obstacle", OBSTACLES)
 

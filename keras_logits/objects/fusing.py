@@ -105,14 +105,5 @@ def _not_covered(owner: Any, scores: Scores) -> str | None:
         return f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
     if mark.recipe is None:
         return "logits that the head computed in a way of its own."
-    found: str | None = mark.head.obstacle()
-    return found or kernels.obstacle_to_fusing(mark.recipe.linear.linear)
-
-
-def unusable_kernel(layer: Any) -> str | None:
-    """Why the kernel of a layer cannot be read as it is, if that is so."""
-    if getattr(layer, "quantization_mode", None) is not None:
-        return f"a quantised {layer.name!r}. Train before you quantise."
-    if getattr(layer, "lora_enabled", False):
-        return f"a {layer.name!r} with LoRA."
-    return None
+    found: str | None = kernels.obstacle_to_fusing(mark.recipe.linear.linear)
+    return found

@@ -15,7 +15,6 @@ from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.labels import is_float
 from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
 from keras_logits.maths.squash import Squash
-from keras_logits.objects.fusing import unusable_kernel
 from keras_logits.objects.reports import Reports, checked_reports
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
 from keras_logits.objects.tied import Tie
@@ -263,10 +262,6 @@ class LogitsHead:
         if bias is not None and not self.trainable:  # type: ignore[attr-defined]
             bias = tensors.as_frozen(bias)
         return Linear(features, kernel, bias)
-
-    def obstacle(self) -> str | None:
-        """Why a loss cannot use the kernel itself, if that is so."""
-        return unusable_kernel(self.tied_to or self)
 
     def _linear(self, inputs: Tensor) -> LinearLogits:
         inputs = ops.convert_to_tensor(inputs)
