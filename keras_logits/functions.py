@@ -173,9 +173,9 @@ def linear_softmax_cross_entropy(
     language model are its largest tensor: here those of one chunk of tokens exist at a
     time. A scalar result comes with its gradients, for three products in all, as many
     as the plain form needs; one value for each position needs a fourth, on the way
-    back. Positions of weight 0 are left out of all products. Over arrays that are spread
-    over several devices, and for sparse features, it is computed in the plain form, with
-    a warning.
+    back. Positions of weight 0 are left out of all products. Over arrays that are
+    spread over several devices, and for sparse features, it is computed in the plain
+    form, with a warning.
 
     Args:
         features: `[..., D]`, floating. The products are accumulated in float32.
