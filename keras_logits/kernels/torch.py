@@ -16,9 +16,9 @@ from keras_logits.kernels.contract import (
     Linear,
     counted,
     evaluated_again,
+    finite_or_zero,
     left_out,
     sum_of_losses,
-    with_left_out,
 )
 from keras_logits.kernels.loop import NOTHING, Found, LinearFormula, Wanted
 from keras_logits.maths.figures import figures
@@ -183,7 +183,7 @@ class _Linear(torch.autograd.Function):
             others = (Linear(*linear), labels, left_out(weights), class_weights)
             unwatched = replace(formula, figures=())
             left = _pass_over(unwatched, NOTHING, *others).losses
-            losses = with_left_out(losses, left)
+            losses = losses + finite_or_zero(left)
         saved = (*linear, weights, labels, class_weights, losses)
         ctx.save_for_backward(*saved, *found.gradients)
         ctx.formula, ctx.wanted, ctx.summed = formula, wanted, summed
@@ -320,7 +320,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, to be differentiated: features that are not finite give the kernel 0."""
+    """`matmul`, whose derivative by the kernel reads NaN and infinite features as 0."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         features, kernel = features.to(dtype), kernel.to(dtype)
