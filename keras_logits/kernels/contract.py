@@ -176,12 +176,6 @@ def left_out(weights: Tensor) -> Tensor:
     return ops.cast(ops.equal(weights, 0), weights.dtype)
 
 
-def with_left_out(losses: Tensor, others: Tensor) -> Tensor:
-    """The derivative of a weighted sum by its weights, those of 0 included.
-
-    Args:
-        losses: those of a pass, 0 where it left a position out.
-        others: those of a second pass over what the first one left out.
-    """
-    bad = ops.logical_not(ops.isfinite(others))
-    return losses + ops.where(bad, ops.zeros_like(others), others)
+def finite_or_zero(losses: Tensor) -> Tensor:
+    """Losses as derivatives by weights of 0, of which one that hides has none."""
+    return ops.where(ops.isfinite(losses), losses, ops.zeros_like(losses))

@@ -27,8 +27,8 @@ from keras_logits.kernels.contract import (
     Linear,
     counted,
     evaluated_again,
+    finite_or_zero,
     left_out,
-    with_left_out,
 )
 from keras_logits.kernels.loop import (
     NOTHING,
@@ -173,7 +173,8 @@ def _all_losses(
     """Also those of tokens that a pass left out, by another pass over these alone."""
     batch = (linear, labels, left_out(weights), *rest)
     unwatched = replace(formula, figures=())
-    return with_left_out(losses, pass_over(unwatched, NOTHING, _VERBS, *batch).losses)
+    left = pass_over(unwatched, NOTHING, _VERBS, *batch).losses
+    return losses + finite_or_zero(left)
 
 
 def _linear_backward(
@@ -232,7 +233,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 @jax.custom_jvp
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`; features that are not finite count as 0 in the kernel's gradient."""
+    """`matmul`, whose derivative by the kernel reads NaN and infinite features as 0."""
     return matmul(features, kernel)
 
 

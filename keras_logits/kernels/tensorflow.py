@@ -14,8 +14,8 @@ from keras_logits.kernels.contract import (
     NO_SECOND_DERIVATIVE,
     Linear,
     counted,
+    finite_or_zero,
     left_out,
-    with_left_out,
 )
 from keras_logits.kernels.contract import mass as mass
 from keras_logits.kernels.loop import (
@@ -26,7 +26,7 @@ from keras_logits.kernels.loop import (
     pass_over,
 )
 from keras_logits.kernels.loop import buffers_of as buffers_of
-from keras_logits.kernels.tensorflow_scores import function, is_watched, shaped
+from keras_logits.kernels.tensorflow_scores import function, is_watched, shaped, unseen
 from keras_logits.kernels.tensorflow_scores import is_concrete as is_concrete
 from keras_logits.kernels.tensorflow_scores import weighted as weighted
 from keras_logits.maths.alarms import nan_where
@@ -80,6 +80,13 @@ def weighted_linear(
                 found = unwatched(given, labels, weights, class_weights, known)
             return _sealed(found, [weights, features, kernel, *bias])
 
+        def left(weights: Tensor) -> Tensor:
+            """Losses of the tokens that the pass left out, by another over these."""
+            unwatched = _compiled_rest(replace(formula, figures=()))
+            with record.stop_recording():
+                found = unwatched(given, labels, weights, class_weights, known)
+            return _not_again(found, weights, features, kernel, *bias)
+
         def backward(upstream: Tensor, *_: Tensor) -> list[Tensor | None]:
             upstream, losses = shaped(upstream, shape), found.losses
             slopes = [None if g is None else upstream * g for g in found.gradients]
@@ -89,8 +96,7 @@ def weighted_linear(
                     a if b is None else b for a, b in zip(slopes, more, strict=True)
                 ]
             if by_weights:
-                left = again(NOTHING, left_out(weights)).losses
-                losses = with_left_out(losses, left)
+                losses = losses + left(weights)
             inputs = [weights, features, kernel, *bias]
             return [
                 None if g is None else _not_again(tf.cast(g, x.dtype), *inputs)
@@ -148,6 +154,25 @@ def _compiled_pass(formula: LinearFormula, wanted: Wanted) -> Any:
     return function(run, jit_compile=True)
 
 
+@functools.lru_cache(COMPILED_PASSES)
+def _compiled_rest(formula: LinearFormula) -> Any:
+    verbs = Verbs(matmul, accurate_dtype, _add_rows)
+    return function(functools.partial(_rest, formula, verbs), jit_compile=True)
+
+
+def _rest(
+    formula: LinearFormula,
+    verbs: Verbs,
+    linear: Linear,
+    labels: Tensor,
+    weights: Tensor,
+    class_weights: Tensor | None,
+    known: Tensor | None,
+) -> Tensor:
+    batch = (linear, labels, left_out(weights), class_weights, known)
+    return finite_or_zero(_pass_over(formula, NOTHING, verbs, *batch).losses)
+
+
 def _pass_over(
     formula: LinearFormula,
     wanted: Wanted,
@@ -181,12 +206,9 @@ def _add_rows(into: Tensor, rows: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_add(into, rows[:, None], values)
 
 
-def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def compiled(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The function, which takes tensors alone, by XLA."""
-    by_xla: Callable[..., Tensor] = tf.function(
-        function, autograph=False, jit_compile=True
-    )
-    return by_xla
+    return unseen(tf.function(run, autograph=False, jit_compile=True))
 
 
 def matmul(features: Tensor, kernel: Tensor) -> Tensor:
@@ -196,7 +218,7 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`; features that are not finite count as 0 in the kernel's gradient."""
+    """`matmul`, whose derivative by the kernel reads NaN and infinite features as 0."""
     if tf.executing_eagerly() and not is_watched(features) and not is_watched(kernel):
         return matmul(features, kernel)
     by_rule: Tensor = _product(features, kernel)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import record  # no public name tells what tapes watch
+from tensorflow.python.eager import context, record  # no public name tells as much
 
 from keras_logits._typing import Tensor
 from keras_logits.kernels.contract import (
@@ -153,16 +153,35 @@ def _by_the_rest(
 
         def backward(upstream: Tensor) -> tuple[Tensor | None, ...]:
             upstream = shaped(upstream, zeros.shape)
-            inputs = [weights, labels]
-            with tf.GradientTape() as tape:
-                tape.watch([x for x in inputs if x.dtype.is_floating])
-                along = sum_of_losses(formula, labels, z, weights, constants, upstream)
-            return *tape.gradient(along, inputs), *[None for _ in passed]
+            arguments = (upstream, z, weights, labels, *constants)
+            found = _along_the_rest(formula, _ranks(arguments))(*arguments)
+            return *found, *[None for _ in passed]
 
         zeros = tf.zeros(shape, weights.dtype)
         return zeros, backward
 
     return run
+
+
+@functools.cache
+def _along_the_rest(formula: Formula, ranks: tuple[int | None, ...]) -> Any:
+    return function(functools.partial(_derivatives_by_the_rest, formula))
+
+
+def _derivatives_by_the_rest(
+    formula: Formula,
+    upstream: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    *constants: Tensor | None,
+) -> list[Tensor | None]:
+    inputs = [weights, labels]
+    with tf.GradientTape() as tape:
+        tape.watch([x for x in inputs if x.dtype.is_floating])
+        along = sum_of_losses(formula, labels, scores, weights, constants, upstream)
+    found: list[Tensor | None] = tape.gradient(along, inputs)
+    return found
 
 
 def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
@@ -177,10 +196,26 @@ def function(run: functools.partial[Any], **options: Any) -> Callable[..., Any]:
 
     Loops are said by `keras.ops`: AutoGraph would find none, and keep what it rewrote.
     """
-    made: Callable[..., Any] = tf.function(
-        run, reduce_retracing=True, autograph=False, **options
-    )
-    return made
+    options = {"reduce_retracing": True, "autograph": False, **options}
+    return unseen(tf.function(run, **options))
+
+
+def unseen(made: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled function, whose inside no tool is shown that calls back for each op.
+
+    `tf.debugging.enable_check_numerics` would add operations that XLA does not know,
+    and stop at the infinities that logits are compared with. It sees what comes out.
+    """
+
+    def called(*arguments: Any) -> Any:
+        state = context.context()
+        before, state.invoking_op_callbacks = state.invoking_op_callbacks, True
+        try:
+            return made(*arguments)
+        finally:
+            state.invoking_op_callbacks = before
+
+    return called
 
 
 def _value_and_gradient(

@@ -172,7 +172,7 @@ class SoftmaxFormula:
                 return ids, valid, ops.ones_like(ids, dtype=dtype)
             return ids, valid, ops.take(ops.reshape(columns, (-1,)), ids)
         y = ops.cast(labels, dtype)
-        good = ops.logical_and(y >= 0, y < float("inf"))
+        good = ops.logical_and(y >= 0, ops.isfinite(y))
         good = ops.all(good, axis=self.axis, keepdims=True)
         y = ops.where(good, y, ops.zeros_like(y))
         valid = ops.squeeze(good, self.axis)
