@@ -93,7 +93,7 @@ def faults_of(source: Source) -> Iterator[Fault]:
             yield from faults_of_expression(source, node)
         elif isinstance(node, ast.If):
             yield source.instead(node.test, f"not ({source.of(node.test)})", "if not")
-        elif isinstance(node, ast.AugAssign | ast.Raise) or is_call(node):
+        elif isinstance(node, ast.AugAssign | ast.Raise | ast.Expr) and is_action(node):
             yield source.instead(node, "pass", "line removed")
 
 
@@ -132,8 +132,9 @@ def code_of(node: ast.AST) -> Iterator[ast.AST]:
                 yield from code_of(child)
 
 
-def is_call(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+def is_action(node: ast.stmt) -> bool:
+    """Not a docstring."""
+    return not isinstance(node, ast.Expr) or isinstance(node.value, ast.Call)
 
 
 def planted(text: bytes, fault: Fault) -> bytes:
@@ -167,6 +168,7 @@ def run(scratch: Path, files: list[str], seconds: float) -> tuple[str, float]:
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
+        sys.dont_write_bytecode = True  # which would outlive a fault of the same size
         with log.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -236,10 +238,8 @@ def counted(
         path.write_bytes(text)
         verdicts[verdict] += 1
         by = first_failure(scratch) if verdict == "caught" else repr(fault.text)
-        print(
-            f"{verdict:9} {took:4.0f} s  {fault.file}:{fault.line} {fault.kind}  {by}"
-        )
-        sys.stdout.flush()
+        where = f"{fault.file}:{fault.line} {fault.kind}"
+        print(f"{verdict:9} {took:4.0f} s  {where}  {by}", flush=True)
     return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
 
 

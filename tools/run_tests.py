@@ -125,8 +125,8 @@ def environment(set_up: SetUp, own: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(
             [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
-        # What a process and its children compile, they compile once. JAX writes files
-        # that another process may see half written, and so each has a folder of its own.
+        # What a process and its children compile, they compile once. Not what another
+        # process compiles: JAX reads files that are half written.
         "JAX_COMPILATION_CACHE_DIR": str(own),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
