@@ -4,7 +4,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help demo test check bench lint types size wheel docs docs-serve docs-check
+# What `make quick` runs on.
+BACKEND ?= torch
+
+.PHONY: help demo test quick check bench lint types size wheel docs docs-serve docs-check
 .NOTPARALLEL: # two installations into one .venv would trip over each other
 
 help:
@@ -15,6 +18,9 @@ demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-outp
 
 test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 	$(BIN)/python tools/run_tests.py
+
+quick: .venv/.has-test ## the tests to run after each change, on one backend: BACKEND=jax
+	$(BIN)/python tools/run_tests.py --quick $(BACKEND) -q
 
 check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
 

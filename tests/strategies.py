@@ -377,7 +377,7 @@ def by_tensorflow(function, logits, mode):
         return value, tape.gradient(total, z)
 
     if mode != "eager":
-        run = tf.function(run, jit_compile=mode == "jit")
+        run = tf.function(run, autograph=False, jit_compile=mode == "jit")
     value, gradient = run(tf.constant(logits))
     return value.numpy(), gradient.numpy()
 

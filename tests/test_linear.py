@@ -121,7 +121,7 @@ def by_tensorflow(function, tensors, asked, mode):
         return value, tape.gradient(total, wanted)
 
     if mode != "eager":
-        run = tf.function(run, jit_compile=mode == "jit")
+        run = tf.function(run, autograph=False, jit_compile=mode == "jit")
     return run(tensors)
 
 
@@ -363,7 +363,7 @@ def test_a_tape_outside_of_a_compiled_function_gets_the_same(reduction, jit):
 
     problem = stated(4, reduction=reduction, **FULL)
     expected = derived(problem.fused, problem.arrays)
-    compiled = tf.function(problem.fused, jit_compile=jit)
+    compiled = tf.function(problem.fused, autograph=False, jit_compile=jit)
     found = derived(compiled, problem.arrays)
     assert_same(found, expected, problem.allowances(expected[0]))
 
@@ -714,7 +714,7 @@ def derived_twice(function, tensors, first, second, mode):
                 slopes = tf.reduce_sum(tape.gradient(value, tensors[first]) ** 2)
             return outer.gradient(slopes, tensors[second])
 
-        return (run if mode == "eager" else tf.function(run))(tensors)
+        return (run if mode == "eager" else tf.function(run, autograph=False))(tensors)
     if BACKEND == "torch":
         import torch
 

@@ -1,13 +1,17 @@
 """Run the tests of all set-ups, two processes at a time.
 
-    python tools/run_tests.py [pytest arguments]
+    python tools/run_tests.py [--quick SET-UP] [pytest arguments]
 
 A process imports one backend, and one Keras for `tf.keras`: neither can change later.
 Two processes share the tests of a set-up (`tests/sharing.py`), and the first that has
 nothing left to do starts on the next one. Each output is printed whole when its process
 ends, so that they do not mix. Last come the slowest tests, and a line for each set-up.
+
+`--quick` runs the tests of one set-up, less the files that take longest: what one runs
+after each change.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -31,6 +35,19 @@ KERAS_2 = "tests/tf_keras"
 LEGACY = tuple(
     f"{KERAS_2}/test_tf_keras_{name}.py"
     for name in ("legacy", "mixing", "saving", "training")
+)
+
+# What takes longest where it is compiled: models that are trained in each mode, texts.
+LONG = (
+    "backends_agree",
+    "catalogue",
+    "documents",
+    "fused_fit",
+    "fused_memory",
+    "migration",
+    "replicas_tensorflow",
+    "reports",
+    "second_derivatives",
 )
 
 
@@ -63,24 +80,38 @@ SET_UPS = (
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--quick", choices=[set_up.name for set_up in SET_UPS])
+    given, of_pytest = parser.parse_known_args()
+    set_ups = [quick(given.quick)] if given.quick else SET_UPS
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = run_all(SET_UPS, Path(folder))
+        outcomes = run_all(set_ups, Path(folder), of_pytest)
     print("\n######## the slowest tests\n")
     for seconds, test in slowest(outcomes):
         print(f"{seconds:6.1f} s   {test}")
     print("\n######## all set-ups\n")
-    for set_up in SET_UPS:
+    for set_up in set_ups:
         print(summary(set_up.name, outcomes[set_up.name]))
     everything = [each for parts in outcomes.values() for each in parts]
     return int(any(each.status for each in everything))
 
 
-def run_all(set_ups: Iterable[SetUp], folder: Path) -> dict[str, list[Outcome]]:
+def quick(name: str) -> SetUp:
+    (set_up,) = (set_up for set_up in SET_UPS if set_up.name == name)
+    if name == "torch":  # which compiles nothing
+        return set_up
+    ignored = [f"--ignore=tests/test_{long}.py" for long in LONG]
+    return set_up._replace(arguments=(*ignored, *set_up.arguments))
+
+
+def run_all(
+    set_ups: Iterable[SetUp], folder: Path, of_pytest: list[str]
+) -> dict[str, list[Outcome]]:
     """The processes of each set-up, in the order in which they ended."""
     outcomes: dict[str, list[Outcome]] = {set_up.name: [] for set_up in set_ups}
     with ThreadPoolExecutor(AT_ONCE) as pool:
         running = {
-            pool.submit(run, set_up, part, folder): (set_up.name, part)
+            pool.submit(run, set_up, part, folder, of_pytest): (set_up.name, part)
             for set_up in set_ups
             for part in range(AT_ONCE)
         }
@@ -92,7 +123,7 @@ def run_all(set_ups: Iterable[SetUp], folder: Path) -> dict[str, list[Outcome]]:
     return outcomes
 
 
-def run(set_up: SetUp, part: int, folder: Path) -> Outcome:
+def run(set_up: SetUp, part: int, folder: Path, of_pytest: list[str]) -> Outcome:
     claims = folder / set_up.name
     claims.mkdir(exist_ok=True)
     own = folder / f"{set_up.name} {part}"
@@ -103,7 +134,7 @@ def run(set_up: SetUp, part: int, folder: Path) -> Outcome:
     command += ["--backwards"] * (part % 2)
     began = time.perf_counter()
     done = subprocess.run(
-        [*command, *sys.argv[1:]],
+        [*command, *of_pytest],
         cwd=ROOT,
         env=environment(set_up, own),
         stdin=subprocess.DEVNULL,
