@@ -578,10 +578,14 @@ def test_the_error_is_that_of_the_plain_path_with_logits_in_float32(dtypes):
     problem = Rough(*dtypes)
     truth = problem.truth()
     allowed = errors(problem.plain(), truth)
-    for chunk, chunks in ((1, 83), (9, 10), (83, 1)):
+    # The many chunks are where a sum in half precision would show.
+    few = ((9, 10), (83, 1)) if dtypes == ("float32", "float32") else ()
+    for chunk, chunks in ((1, 83), *few):
         # Each chunk is added with one rounding, and these add up as in a random walk.
         rounding = EPS / 2 * max(1.0, chunks**0.5 / 2)
-        for name, error in errors(problem.fused(chunk), truth).items():
+        with columns_at_a_time(32):  # each block is a part of the program
+            found = problem.fused(chunk)
+        for name, error in errors(found, truth).items():
             assert error <= 1.05 * allowed[name] + rounding, (chunk, name)
 
 
@@ -663,8 +667,10 @@ def test_a_second_derivative_is_refused_with_the_way_out(mode, reduction):
     problem = stated(12, reduction=reduction, weight_rank=1, chunk=2)
     tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
     firsts = LINEAR if reduction is None else (*LINEAR, "sample_weight")
+    # A graph is made anew for each pair, and of the same code.
+    seconds = ("kernel",) if mode == "graph" else LINEAR
     for first in firsts:
-        for second in LINEAR:
+        for second in seconds:
             with pytest.raises(ValueError, match="fused=False"):
                 derived_twice(problem.fused, tensors, first, second, mode)
 
