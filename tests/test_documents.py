@@ -37,6 +37,7 @@ from keras_logits.maths.figures import FIGURES, OF_UNITS
 from keras_logits.objects import fusing
 from test_architecture import FLOORS
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 
 NUMBER = re.compile(r"\d+\.\d+")

@@ -9,6 +9,7 @@ from budgets import budget_for
 from keras_logits import LogitsHead, MarkLogits, SoftmaxCrossEntropy, kernels
 from keras_logits.objects import fusing
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 WORDS, WIDTH, STEPS, ROWS, BATCH = 37, 8, 5, 12, 4
 RNG = np.random.default_rng(0)

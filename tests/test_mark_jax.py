@@ -19,9 +19,12 @@ import pytest
 from keras_logits import LogitsHead, SoftmaxCrossEntropy, provenance
 from keras_logits.provenance import Mark, mark, origin_of
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="other tensors take attributes"
-)
+pytestmark = [
+    pytest.mark.compiled_fast,
+    pytest.mark.skipif(
+        keras.config.backend() != "jax", reason="other tensors take attributes"
+    ),
+]
 if keras.config.backend() == "jax":
     import jax
     import jax.numpy as jnp

@@ -19,6 +19,7 @@ from keras.metrics import (
 
 from keras_logits import LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 MODES = {
     "tensorflow": {
@@ -42,8 +43,8 @@ ALL = (
 )
 OF_UNITS = ("accuracy", "cross_entropy", "entropy", "invalid_labels")
 
-# Of 13 rows batches of 5 are two of one size and one of another, which is compiled anew.
-# Where that is not what is shown, 12 rows are two batches of `HALF`.
+# Of 13 rows batches of 5 are of two sizes, and each is compiled. Where that is not what
+# is shown, 12 rows are two batches of `HALF`.
 HALF = 6
 
 draw = np.random.default_rng(5)
@@ -147,12 +148,14 @@ def test_fit_shows_what_weighted_metrics_show(mode, fused):
     loss = SoftmaxCrossEntropy(fused=fused)
     model = text_model(head, loss=loss, weighted_metrics=stock, **mode)
     weights = WEIGHTS[:, None] * (WORDS != 0)
+    data = (WORDS, NEXT, weights)
+    x, y, w = (array[:12] for array in data)
     history = model.fit(
-        WORDS,
-        NEXT,
-        sample_weight=weights,
-        validation_data=(WORDS[3:], NEXT[3:], weights[3:]),
-        batch_size=5,
+        x,
+        y,
+        sample_weight=w,
+        validation_data=tuple(array[-HALF:] for array in data),
+        batch_size=HALF,
         epochs=3,
         verbose=0,
     ).history
