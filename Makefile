@@ -8,7 +8,9 @@ BIN := .venv/bin
 BACKEND ?= torch
 
 .PHONY: help demo test quick check bench lint types size wheel docs docs-serve docs-check
+ifndef INSTALLED
 .NOTPARALLEL: # two installations into one .venv would trip over each other
+endif
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -22,7 +24,11 @@ test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 quick: .venv/.has-test ## the tests to run after each change, on one backend: BACKEND=jax
 	$(BIN)/python tools/run_tests.py --quick $(BACKEND) -q
 
-check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
+# The tests keep two cores busy by themselves, each of the others but one.
+INSTALLATIONS := $(addprefix .venv/.has-,lint test build docs)
+check: $(INSTALLATIONS) ## lint, types, wheel, docs-check, test: what a change must pass
+	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check
+	$(MAKE) test
 
 bench: .venv/.has-bench ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py
