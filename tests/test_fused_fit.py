@@ -165,7 +165,7 @@ MODELS = {
     "masked": masked,
     "custom": custom,
 }
-# Models are trained in the default mode. Without jit JAX takes long.
+# The default mode is that of all other tests. Without jit JAX takes long.
 MODES = {
     "tensorflow": {
         "eager": {"run_eagerly": True},
@@ -175,7 +175,6 @@ MODES = {
     "jax": {"eager": {"run_eagerly": True, "epochs": 1}},
     "torch": {"eager": {"run_eagerly": True}},
 }[BACKEND]
-QUICK = {"jit_compile": False} if BACKEND == "tensorflow" else {}
 
 
 # Training
@@ -249,7 +248,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_it_trains_alike_with(passes, way):
-    assert_trained_alike(passes, sequential, **WAYS[way], **QUICK)
+    assert_trained_alike(passes, sequential, **WAYS[way])
 
 
 def test_it_trains_alike_in_mixed_precision(passes):
