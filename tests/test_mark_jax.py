@@ -76,7 +76,7 @@ def marks_and_more(x, kept):
 )
 def test_a_mark_is_never_stale_and_never_left(transformed, table):
     x, found, largest = jnp.ones((3, 2)), [], 0
-    for _ in range(200):  # a thousand traces, in five transformations
+    for _ in range(80):  # four hundred traces, in five transformations
         transformed(lambda x: marks_and_more(x, found))(x)
         # Before the collector runs: cycles of earlier traces are still there, or their
         # ids are in use again.
