@@ -15,7 +15,6 @@ from keras import ops
 import keras_logits
 from catalogue import CLASSES, WIDTH, Catalogue, evaluated
 
-pytestmark = pytest.mark.compiled_fast
 ROOT = Path(__file__).parents[1]
 BACKEND = keras.config.backend()
 MODES = {
