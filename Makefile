@@ -4,8 +4,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help demo test check bench lint types size wheel docs docs-serve docs-check
+# What `make quick` runs on.
+BACKEND ?= torch
+
+.PHONY: help demo test quick check bench lint types size wheel docs docs-serve docs-check
+ifndef INSTALLED
 .NOTPARALLEL: # two installations into one .venv would trip over each other
+endif
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -16,7 +21,14 @@ demo: .venv/.has-demo ## train on real data, compare with Keras, write demo-outp
 test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 	$(BIN)/python tools/run_tests.py
 
-check: lint types test wheel docs-check ## lint, types, test, wheel, docs-check: what a change must pass
+quick: .venv/.has-test ## the tests to run after each change, on one backend: BACKEND=jax
+	$(BIN)/python tools/run_tests.py --quick $(BACKEND) -q
+
+# The tests keep two cores busy by themselves, each of the others but one.
+INSTALLATIONS := $(addprefix .venv/.has-,lint test build docs)
+check: $(INSTALLATIONS) ## lint, types, wheel, docs-check, test: what a change must pass
+	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check
+	$(MAKE) test
 
 bench: .venv/.has-bench ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py

@@ -56,8 +56,10 @@ def imports_of(path):
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=map(module_of, FILES))
+any_backend = pytest.mark.any_backend
 
 
+@any_backend
 @each_file
 def test_imports_only_go_down(path):
     here = floor_of(module_of(path))
@@ -68,6 +70,7 @@ def test_imports_only_go_down(path):
             assert there < here or same_part, name
 
 
+@any_backend
 @each_file
 def test_only_the_doors_know_the_classes_of_keras(path):
     base_classes = {"losses", "layers", "metrics", "models"}
@@ -81,12 +84,14 @@ def test_only_the_doors_know_the_classes_of_keras(path):
         assert name.split(".")[:2] not in [["keras", part] for part in base_classes]
 
 
+@any_backend
 @each_file
 def test_only_a_frameworks_own_file_imports_it(path):
     found = {name.split(".")[0] for name in imports_of(path)} & FRAMEWORKS
     assert found <= {name for name in FRAMEWORKS if path.stem.startswith(name)}
 
 
+@any_backend
 @each_file
 def test_only_one_file_takes_what_is_private_to_keras(path):
     private = [name for name in imports_of(path) if name.startswith("keras.src")]
@@ -111,10 +116,12 @@ def text_of_door(name):
     return text[text.index("\nserializable = ") :]
 
 
+@any_backend
 def test_the_two_doors_are_one_text_after_their_imports():
     assert text_of_door("keras3") == text_of_door("tf_keras")
 
 
+@any_backend
 @pytest.mark.parametrize("door", ["keras3", "tf_keras"])
 def test_a_door_makes_a_class_of_every_object(door):
     tree = ast.parse((PACKAGE / f"{door}.py").read_text())
@@ -122,10 +129,12 @@ def test_a_door_makes_a_class_of_every_object(door):
     assert sorted(made) == objects.__all__
 
 
+@any_backend
 def test_type_checkers_are_told_that_there_are_types():
     assert (PACKAGE / "py.typed").is_file()
 
 
+@any_backend
 @each_file
 def test_a_file_is_short_enough_to_read(path):
     assert len(path.read_text().splitlines()) <= 400

@@ -37,6 +37,7 @@ from keras_logits.maths.figures import FIGURES, OF_UNITS
 from keras_logits.objects import fusing
 from test_architecture import FLOORS
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 
 NUMBER = re.compile(r"\d+\.\d+")
@@ -47,6 +48,7 @@ name_of = {path: str(path.relative_to(ROOT)) for path in PAPERS}.get
 WITH_CODE_HERE = [p for p in WITH_CODE if backend_of(p) in (None, BACKEND)]
 each_document = pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
 each_paper = pytest.mark.parametrize("path", PAPERS, ids=name_of)
+any_backend = pytest.mark.any_backend
 
 
 def run(block, namespace, path):
@@ -91,6 +93,7 @@ def test_the_code_of_a_document_runs_and_prints_what_is_shown(
             assert_shown(printed, block.output or "")
 
 
+@any_backend
 @each_paper
 def test_no_code_escapes(path):
     text = path.read_text()
@@ -102,6 +105,7 @@ def test_no_code_escapes(path):
         assert "```python" not in text
 
 
+@any_backend
 @each_document
 def test_a_block_that_fits_one_set_up_says_so_and_that_set_up_is_run(path):
     run_by_make = {set_up.backend for set_up in SET_UPS}
@@ -117,6 +121,7 @@ def test_a_block_that_fits_one_set_up_says_so_and_that_set_up_is_run(path):
         assert "tf_keras" not in needed or first == "# tf-keras"
 
 
+@any_backend
 def test_the_set_ups_are_told():
     told = rows_under("Set up", ROOT / "CONTRIBUTING.md")
     rows = [row for row in told if not row[0].startswith("`make")]
@@ -125,6 +130,7 @@ def test_the_set_ups_are_told():
     assert of_keras_3 == [f"`KERAS_BACKEND={s.backend}`" for s in SET_UPS[:3]]
 
 
+@any_backend
 @each_paper
 def test_links_lead_somewhere(path):
     text = FENCE.sub("", path.read_text())
@@ -138,6 +144,7 @@ def test_links_lead_somewhere(path):
         assert file or anchor in anchors or path in PAGES, target  # so does it of these
 
 
+@any_backend
 @each_paper
 def test_files_that_are_named_exist(path):
     text = FENCE.sub("", path.read_text())
@@ -149,28 +156,33 @@ def test_files_that_are_named_exist(path):
             assert [*ROOT.glob(name), *ROOT.glob(f"[a-z]*/**/{name}")], name
 
 
+@any_backend
 def test_every_public_name_is_documented():
     text = "\n".join(path.read_text() for path in WITH_CODE)
     words = set(re.findall(r"\w+", text))
     assert set(keras_logits.__all__) - {"__version__"} <= words
 
 
+@any_backend
 def test_the_changelog_is_of_this_version():
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
     assert newest in (keras_logits.__version__, "Unreleased")
 
 
+@any_backend
 def test_the_floors_are_told_as_they_are():
     told = [row[0] for row in rows_under("Floors", ROOT / "docs" / "design.md")]
     found = [re.findall(r"`(\w+)(?:\.py|/)`", cell) for cell in told]
     assert found == FLOORS[:-1]
 
 
+@any_backend
 def test_the_two_tables_of_from_logits_are_one():
     title = "What a loss takes its input for"
     assert rows_under(title) == rows_under(title, ROOT / "docs" / "index.md")
 
 
+@any_backend
 def test_every_option_is_listed_with_its_default():
     listed = {
         name.strip("`"): default.strip("`")
@@ -188,6 +200,7 @@ def test_every_option_is_listed_with_its_default():
         assert listed[name].strip('"') == accepted[name], name
 
 
+@any_backend
 def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
     listed = {name.strip('`"'): told for name, told in rows_under("Reports")}
     assert set(listed) == set(FIGURES)
@@ -195,6 +208,7 @@ def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
     assert of_softmax == set(FIGURES) - set(OF_UNITS)
 
 
+@any_backend
 def test_the_numbers_of_the_fused_pass_are_told_as_they_are():
     section = " ".join(section_of("Large vocabularies").split())
     cpu, accelerator = plan.DEVICES["cpu"], plan.DEVICES["accelerator"]

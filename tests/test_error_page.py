@@ -3,8 +3,11 @@
 import ast
 import re
 
+import pytest
+
 from documents import ROOT
 
+pytestmark = pytest.mark.any_backend
 PACKAGE = ROOT / "keras_logits"
 PAGE = ROOT / "docs" / "reference" / "errors.md"
 

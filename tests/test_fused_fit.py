@@ -9,12 +9,14 @@ from budgets import budget_for
 from keras_logits import LogitsHead, MarkLogits, SoftmaxCrossEntropy, kernels
 from keras_logits.objects import fusing
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 WORDS, WIDTH, STEPS, ROWS, BATCH = 37, 8, 5, 12, 4
 RNG = np.random.default_rng(0)
 X = RNG.integers(1, WORDS, (ROWS, STEPS)) * (RNG.random((ROWS, STEPS)) < 0.8)
 Y = (3 * X + np.arange(STEPS)) % WORDS
-EPOCHS = 17  # of three batches: 51 steps
+# Three epochs of 18 batches: to begin one takes as long as many small steps.
+EPOCHS, TIMES = 3, 6
 layers = keras.layers
 
 
@@ -165,13 +167,14 @@ MODELS = {
     "custom": custom,
 }
 # The default mode is that of all other tests. Without jit JAX takes long.
+FEW_STEPS = {"epochs": 1, "steps_per_epoch": 3}
 MODES = {
     "tensorflow": {
         "eager": {"run_eagerly": True},
         "graph": {"jit_compile": False},
         "jit": {"jit_compile": True},
     },
-    "jax": {"eager": {"run_eagerly": True, "epochs": 1}},
+    "jax": {"eager": {"run_eagerly": True, "fitting": FEW_STEPS}},
     "torch": {"eager": {"run_eagerly": True}},
 }[BACKEND]
 
@@ -180,7 +183,7 @@ MODES = {
 
 
 def trained(build, fused, y=Y, fitting=None, options=None, optimizer=None, **compiling):
-    """Losses before, while and after 51 steps, and the weights after them."""
+    """Losses before, while and after 54 steps, and the weights after them."""
     keras.utils.set_random_seed(7)
     model = build()
     budget = budget_for(8, WORDS, WIDTH)  # chunks of 8 tokens, of 20
@@ -188,11 +191,14 @@ def trained(build, fused, y=Y, fitting=None, options=None, optimizer=None, **com
     loss = SoftmaxCrossEntropy(fused=fused, memory_budget=budget, **options or {})
     sgd = optimizer() if optimizer else keras.optimizers.SGD(0.3)
     model.compile(sgd, loss=[loss] * heads if heads > 1 else loss, **compiling)
+    many = [np.concatenate([array] * TIMES) for array in (X, *[y] * heads)]
     y = [y] * heads if heads > 1 else y
     defaults = {"batch_size": BATCH, "epochs": EPOCHS, "shuffle": False}
     fitting = {**defaults, **(fitting or {})}
     first = model.evaluate(X, y, batch_size=BATCH, verbose=0)
-    history = model.fit(X, y, verbose=0, **fitting)
+    history = model.fit(
+        many[0], many[1:] if heads > 1 else many[1], verbose=0, **fitting
+    )
     last = model.evaluate(X, y, batch_size=BATCH, verbose=0)
     losses = [*np.ravel(first), *history.history["loss"], *np.ravel(last)]
     return losses, {v.path: ops.convert_to_numpy(v) for v in model.weights}
@@ -217,16 +223,16 @@ def test_a_model_trains_alike(passes, model):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_alike(passes, mode):
-    mode = dict(MODES[mode])
-    fitting = {"epochs": mode.pop("epochs", EPOCHS)}
-    assert_trained_alike(passes, sequential, fitting=fitting, **mode)
+    assert_trained_alike(passes, sequential, **MODES[mode])
 
 
 WAYS = {
     "accumulation": {
         "optimizer": lambda: keras.optimizers.SGD(0.3, gradient_accumulation_steps=2)
     },
-    "sample_weight": {"fitting": {"sample_weight": np.linspace(0, 2, ROWS)}},
+    "sample_weight": {
+        "fitting": {"sample_weight": np.tile(np.linspace(0, 2, ROWS), TIMES)}
+    },
     "ignore_index": {
         "y": np.where(X == 0, -100, Y),
         "options": {"ignore_index": -100},

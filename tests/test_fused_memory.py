@@ -86,7 +86,7 @@ def program(function, asked=LINEAR, **options):
 def of_tensorflow(function, asked):
     import tensorflow as tf
 
-    @tf.function(jit_compile=True)
+    @tf.function(autograph=False, jit_compile=True)
     def run(arrays):
         if not asked:
             return function(**arrays)

@@ -23,6 +23,7 @@ from strategies import (
     BACKEND,
     CHOICES,
     EPS,
+    MANY,
     MEAN,
     MODE,
     MODES,
@@ -31,9 +32,11 @@ from strategies import (
     as_choices,
     posed,
     repeatable,
+    rows_of,
 )
 
 WIDTH = 5
+ROWS = 8  # it has more choices
 UPSTREAM = 3.0
 OF_LOSS = (
     "class_weight",
@@ -118,7 +121,7 @@ def by_tensorflow(function, tensors, asked, mode):
         return value, tape.gradient(total, wanted)
 
     if mode != "eager":
-        run = tf.function(run, jit_compile=mode == "jit")
+        run = tf.function(run, autograph=False, jit_compile=mode == "jit")
     return run(tensors)
 
 
@@ -222,6 +225,9 @@ class LinearProblem:
 
 def linear_problems(**only):
     choices = {**LINEAR_CHOICES, **{name: as_choices(only[name]) for name in only}}
+    if not MANY:
+        rows = rows_of(choices, ROWS)
+        return st.sampled_from(rows).map(lambda row: stated(**row))
     drawn = {name: st.sampled_from(values) for name, values in choices.items()}
     return st.builds(stated, seed=st.integers(0, 2**16), **drawn)
 
@@ -321,7 +327,7 @@ def assert_same(found, expected, bounds):
 PHASES = list(Phase) if BACKEND == "torch" else [Phase.explicit, Phase.generate]
 
 
-@settings(repeatable(1.0), phases=PHASES)
+@settings(repeatable(ROWS), phases=PHASES)
 @given(linear_problems())
 def test_values_and_gradients_equal_those_of_the_plain_path(problem):
     expected = derived(problem.plain, problem.arrays)
@@ -362,7 +368,7 @@ def test_a_tape_outside_of_a_compiled_function_gets_the_same(reduction, jit):
 
     problem = stated(4, reduction=reduction, **FULL)
     expected = derived(problem.fused, problem.arrays)
-    compiled = tf.function(problem.fused, jit_compile=jit)
+    compiled = tf.function(problem.fused, autograph=False, jit_compile=jit)
     found = derived(compiled, problem.arrays)
     assert_same(found, expected, problem.allowances(expected[0]))
 
@@ -577,10 +583,14 @@ def test_the_error_is_that_of_the_plain_path_with_logits_in_float32(dtypes):
     problem = Rough(*dtypes)
     truth = problem.truth()
     allowed = errors(problem.plain(), truth)
-    for chunk, chunks in ((1, 83), (9, 10), (83, 1)):
+    # The many chunks are where a sum in half precision would show.
+    few = ((9, 10), (83, 1)) if dtypes == ("float32", "float32") else ()
+    for chunk, chunks in ((1, 83), *few):
         # Each chunk is added with one rounding, and these add up as in a random walk.
         rounding = EPS / 2 * max(1.0, chunks**0.5 / 2)
-        for name, error in errors(problem.fused(chunk), truth).items():
+        with columns_at_a_time(32):  # each block is a part of the program
+            found = problem.fused(chunk)
+        for name, error in errors(found, truth).items():
             assert error <= 1.05 * allowed[name] + rounding, (chunk, name)
 
 
@@ -662,8 +672,10 @@ def test_a_second_derivative_is_refused_with_the_way_out(mode, reduction):
     problem = stated(12, reduction=reduction, weight_rank=1, chunk=2)
     tensors = {name: tensor_of(array) for name, array in problem.arrays.items()}
     firsts = LINEAR if reduction is None else (*LINEAR, "sample_weight")
+    # A graph is made anew for each pair, and of the same code.
+    seconds = ("kernel",) if mode == "graph" else LINEAR
     for first in firsts:
-        for second in LINEAR:
+        for second in seconds:
             with pytest.raises(ValueError, match="fused=False"):
                 derived_twice(problem.fused, tensors, first, second, mode)
 
@@ -713,7 +725,7 @@ def derived_twice(function, tensors, first, second, mode):
                 slopes = tf.reduce_sum(tape.gradient(value, tensors[first]) ** 2)
             return outer.gradient(slopes, tensors[second])
 
-        return (run if mode == "eager" else tf.function(run))(tensors)
+        return (run if mode == "eager" else tf.function(run, autograph=False))(tensors)
     if BACKEND == "torch":
         import torch
 

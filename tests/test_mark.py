@@ -22,6 +22,7 @@ from keras_logits import (
 from keras_logits._keras_private import get_keras_mask, in_symbolic_scope
 from keras_logits.provenance import Mark, mark, origin_of
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 CLASSES, FEATURES = 4, 3
 X = np.random.default_rng(0).normal(size=(8, FEATURES)).astype("float32")

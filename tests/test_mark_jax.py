@@ -18,9 +18,12 @@ import pytest
 from keras_logits import LogitsHead, SoftmaxCrossEntropy, provenance
 from keras_logits.provenance import Mark, mark, origin_of
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "jax", reason="other tensors take attributes"
-)
+pytestmark = [
+    pytest.mark.compiled_fast,
+    pytest.mark.skipif(
+        keras.config.backend() != "jax", reason="other tensors take attributes"
+    ),
+]
 if keras.config.backend() == "jax":
     import jax
     import jax.numpy as jnp
@@ -72,7 +75,7 @@ def marks_and_more(x, kept):
 )
 def test_a_mark_is_never_stale_and_never_left(transformed, table):
     x, found, largest = jnp.ones((3, 2)), [], 0
-    for _ in range(200):  # a thousand traces, in five transformations
+    for _ in range(80):  # four hundred traces, in five transformations
         transformed(lambda x: marks_and_more(x, found))(x)
         # Before the collector runs: cycles of earlier traces are still there, or their
         # ids are in use again.

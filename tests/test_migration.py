@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_logits import MarkLogits
 
+pytestmark = pytest.mark.compiled_fast
 PAGE = Path(__file__).parents[1] / "docs" / "migrate.md"
 TEXT = PAGE.read_text()
 BACKEND = keras.config.backend()

@@ -16,6 +16,7 @@ from keras_logits.kernels.plan import (
     plan,
 )
 
+pytestmark = pytest.mark.any_backend
 MIB = 2**20
 SHAPES = list(product((1, 7, 256, 257, 1000, 8192, 30000), (2, 50257, 65536)))
 CPU = DEVICES["cpu"]

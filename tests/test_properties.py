@@ -314,7 +314,7 @@ def test_a_sigmoid_of_one_unit_equals_a_softmax_over_that_and_zero(problem):
 
 
 @pytest.mark.skipif(len(MODES) == 1, reason="torch is run eagerly")
-@repeatable(0.6)
+@repeatable(4)
 @given(problems())
 def test_eager_equals_graph_equals_jit(problem):
     expected = problem.solve(MODE)

@@ -19,6 +19,7 @@ from keras_logits import (
 )
 from strategies import BACKEND, MODES, derived
 
+pytestmark = pytest.mark.compiled_fast
 COMPILED = {"tensorflow": ("graph", "jit"), "jax": ("jit",), "torch": ()}[BACKEND]
 Z = np.array([[3.0, -1.0, 0.0], [0.5, 2.0, -1.0]], "float32")
 Y = np.array([0, 2])

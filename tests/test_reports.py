@@ -19,6 +19,7 @@ from keras.metrics import (
 
 from keras_logits import LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 MODES = {
     "tensorflow": {
@@ -41,6 +42,10 @@ ALL = (
     "invalid_labels",
 )
 OF_UNITS = ("accuracy", "cross_entropy", "entropy", "invalid_labels")
+
+# Of 13 rows batches of 5 are of two sizes, and each is compiled. Where that is not what
+# is shown, 12 rows are two batches of `HALF`.
+HALF = 6
 
 draw = np.random.default_rng(5)
 X = draw.normal(size=(13, 6)).astype("float32")
@@ -143,12 +148,14 @@ def test_fit_shows_what_weighted_metrics_show(mode, fused):
     loss = SoftmaxCrossEntropy(fused=fused)
     model = text_model(head, loss=loss, weighted_metrics=stock, **mode)
     weights = WEIGHTS[:, None] * (WORDS != 0)
+    data = (WORDS, NEXT, weights)
+    x, y, w = (array[:12] for array in data)
     history = model.fit(
-        WORDS,
-        NEXT,
-        sample_weight=weights,
-        validation_data=(WORDS[3:], NEXT[3:], weights[3:]),
-        batch_size=5,
+        x,
+        y,
+        sample_weight=w,
+        validation_data=tuple(array[-HALF:] for array in data),
+        batch_size=HALF,
         epochs=3,
         verbose=0,
     ).history
@@ -288,7 +295,7 @@ def test_accumulated_gradients_change_no_figure():
     optimizer = keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)
     loss = SoftmaxCrossEntropy(fused=True)
     model.compile(optimizer, loss, weighted_metrics=stock, **QUICK)
-    history = model.fit(X, IDS, batch_size=3, epochs=2, verbose=0).history
+    history = model.fit(X[:12], IDS[:12], batch_size=3, epochs=2, verbose=0).history
     found = reported(history, head, ["accuracy", "cross_entropy"])
     stock_numbers = {name: history[name] for name in found}
     assert_close(found, stock_numbers, rtol=1e-5)
@@ -363,14 +370,14 @@ def test_bad_labels_are_counted_and_left_out_of_the_other_figures(mode, fused):
     head = head_of()
     loss = SoftmaxCrossEntropy(fused=fused)
     model = model_of(head, loss=loss, rate=0.0, **mode)
-    labels, weights = IDS.copy(), WEIGHTS.copy()
+    x, labels, weights = X[:12], IDS[:12].copy(), WEIGHTS[:12].copy()
     labels[[0, 2, 11]] = -1, CLASSES, 1000
     labels[3], weights[3] = -7, 0.0  # nobody asked
     history = model.fit(
-        X, labels, sample_weight=weights, batch_size=5, epochs=2, verbose=0
+        x, labels, sample_weight=weights, batch_size=HALF, epochs=2, verbose=0
     ).history
     good = (labels >= 0) & (labels < CLASSES)
-    logits = logits_of(model, X)
+    logits = logits_of(model, x)
     reference = expected(logits, labels, weights * good)
     reference["invalid_labels"] = 3.0
     for epoch in range(2):
@@ -436,12 +443,14 @@ def test_an_epoch_in_which_nothing_counts_has_figures_of_0(fused):
 def test_each_epoch_starts_anew():
     head = head_of()
     model = model_of(head, loss=SoftmaxCrossEntropy(fused=True), rate=0.0)
-    history = model.fit(X, IDS, batch_size=5, epochs=3, verbose=0).history
-    reference = expected(logits_of(model, X), IDS, np.ones(13))
+    x, ids = X[:12], IDS[:12]
+    history = model.fit(x, ids, batch_size=HALF, epochs=3, verbose=0).history
+    reference = expected(logits_of(model, x), ids, np.ones(12))
     for epoch in range(3):
         logs = {name: values[epoch] for name, values in history.items()}
         assert_close(reported(logs, head), reference)
-    assert_close(reported(evaluated(model, X, IDS), head), reference)
+    found = evaluated(model, x, ids, batch_size=HALF)
+    assert_close(reported(found, head), reference)
 
 
 def test_a_callback_stops_by_a_report():
@@ -547,12 +556,13 @@ def test_a_stock_loss_leaves_them_empty():
 @modes
 def test_a_head_with_reports_trains_as_one_without(mode, fused):
     weights = []
+    batches = {"sample_weight": WEIGHTS[:12], "batch_size": HALF, "epochs": 4}
     for reports in ((), ALL):
         keras.utils.set_random_seed(9)
         head = head_of(reports)
         loss = SoftmaxCrossEntropy(fused=fused)
         model = model_of(Dense(6, "tanh"), head, loss=loss, **mode)
-        model.fit(X, IDS, sample_weight=WEIGHTS, batch_size=5, epochs=4, verbose=0)
+        model.fit(X[:12], IDS[:12], verbose=0, **batches)
         weights.append(model.get_weights())
     assert len(weights[0]) == len(weights[1]) == 4
     for without, with_reports in zip(*weights, strict=True):
@@ -619,13 +629,13 @@ def test_nothing_of_size_tokens_by_vocabulary_is_made_for_them():
 def test_a_saved_model_reports_as_before(tmp_path, fused):
     head = head_of(name="next")
     model = model_of(head, loss=SoftmaxCrossEntropy(fused=fused))
-    model.fit(X, IDS, batch_size=5, verbose=0)
+    model.fit(X, IDS, verbose=0)
     before = evaluated(model, X, IDS, sample_weight=WEIGHTS)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     after = evaluated(loaded, X, IDS, sample_weight=WEIGHTS)
     assert_close(after, before)
-    history = loaded.fit(X, IDS, batch_size=5, epochs=2, verbose=0).history
+    history = loaded.fit(X, IDS, epochs=2, verbose=0).history
     assert len(set(history["next_cross_entropy"])) == 2
     assert_close(evaluated(model, X, IDS, sample_weight=WEIGHTS), before)
 

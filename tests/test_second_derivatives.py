@@ -17,6 +17,7 @@ from keras_logits import (
     softmax_cross_entropy,
 )
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 EPS = np.finfo("float32").eps
 SMALL, LARGE = (7, 11), (2999, 11)  # TensorFlow compiles the large one by itself

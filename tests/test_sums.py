@@ -1,5 +1,8 @@
 """Sums over blocks of classes merge to those over all of them."""
 
+import functools
+
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -53,6 +56,27 @@ def expected(z, weights):
         }
 
 
+@functools.cache
+def whole_and_merged(weighted, options):
+    """The sums over all classes, and those of blocks, merged."""
+
+    def run(z, weights):
+        def of(start, stop):
+            some = weights[None, start:stop] if weighted else None
+            return sums_of(z[:, start:stop], -1, some, **OPTIONS[options])
+
+        whole, blocks = of(0, CLASSES), of_no_classes(of(0, 1))
+        for start, stop in ((0, 8), (8, 16), (16, 17), (17, 40)):
+            blocks = merged(blocks, of(start, stop))
+        return whole, blocks
+
+    if keras.config.backend() != "jax":
+        return run
+    import jax
+
+    return jax.jit(run)  # which would compile each operation at each size
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "class weights"])
@@ -62,14 +86,8 @@ def test_sums_of_blocks_merge_to_those_of_all(case, weighted, options):
     z = CASES[case](z).astype("float32")
     weights = np.random.default_rng(4).uniform(0.5, 2, CLASSES).astype("float32")
 
-    def of(start, stop):
-        some = ops.convert_to_tensor(weights[start:stop][None]) if weighted else None
-        block = ops.convert_to_tensor(z[:, start:stop])
-        return sums_of(block, -1, some, **OPTIONS[options])
-
-    whole, blocks = of(0, CLASSES), of_no_classes(of(0, 1))
-    for start, stop in ((0, 8), (8, 16), (16, 17), (17, 40)):
-        blocks = merged(blocks, of(start, stop))
+    tensors = ops.convert_to_tensor(z), ops.convert_to_tensor(weights)
+    whole, blocks = whole_and_merged(weighted, options)(*tensors)
     assert blocks.keys() == whole.keys()
     wanted = expected(z, weights if weighted else np.ones(CLASSES))
     wanted = {name: sums.astype("float32") for name, sums in wanted.items()}
