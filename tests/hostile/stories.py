@@ -23,7 +23,7 @@ from keras_logits import LogitsHead, MarkLogits, SoftmaxCrossEntropy
 BACKEND = keras.config.backend()
 ROWS, WIDTH, CLASSES = 5, 3, 7
 EXAMPLES = int(os.environ.get("HOSTILE_EXAMPLES", "0"))
-DEFAULT_EXAMPLES = {"tensorflow": 100, "jax": 100, "torch": 150}[BACKEND]
+DEFAULT_EXAMPLES = {"tensorflow": 60, "jax": 40, "torch": 80}[BACKEND]
 
 
 def hostile():
