@@ -78,8 +78,8 @@ def test_the_pass_is_taken_where_each_device_computes_for_itself(found, where):
 def test_to_insist_on_the_pass_is_an_error_that_says_why(found):
     expected = (
         "`fused=True` asks for a loss that never holds the logits. Received: arrays "
-        "that are spread over several devices, from which each chunk would be "
-        "gathered. Write fused='auto' to run plain there."
+        "that are spread over devices by a keras.distribution or a mesh, from all of "
+        "which each chunk would be gathered. Write fused='auto' to run plain there."
     )
     assert found["refusal"] == expected
 

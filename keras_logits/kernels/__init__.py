@@ -146,8 +146,8 @@ def obstacle_to_fusing(linear: Linear, *others: Tensor | None) -> str | None:
         return "sparse features, whose rows it cannot gather."
     if is_distributed(*linear, *others):
         return (
-            "arrays that are spread over several devices, from which each chunk would "
-            "be gathered."
+            "arrays that are spread over devices by a keras.distribution or a mesh, "
+            "from all of which each chunk would be gathered."
         )
     return None
 
