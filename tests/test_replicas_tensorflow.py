@@ -81,6 +81,8 @@ cases = {
         dense, softmax(ignore_index=-1, reduction="mean"), x, unknown, None
     ),
     "no weight at all": (dense, softmax(), x, ids, 0 * weight),
+    "huge weights": (dense, softmax(), x, ids, 3e38 * weight),
+    "tiny weights": (dense, softmax(), x, ids, 1e-34 * weight),
     "sum": (dense, softmax(reduction="sum"), x, ids, 0.1 * weight),
     "fused": (dense, softmax(fused=True), x, ids, weight),
     "no row": (dense, softmax(fused=True), x[1:], ids[1:], weight[1:]),
@@ -113,6 +115,8 @@ CASES = [
     "masks",
     "ignored labels",
     "no weight at all",
+    "huge weights",
+    "tiny weights",
     "sum",
     "fused",
     "no row",
@@ -148,6 +152,13 @@ def test_training_moved_the_weights(found):
     still = found["no weight at all"][0]["weights"]
     for case in ("weights", "class weights", "sum"):
         assert np.abs(np.subtract(found[case][0]["weights"], still)).max() > 0.01
+
+
+@pytest.mark.parametrize("case", ["huge weights", "tiny weights"])
+def test_weights_of_any_size_train_as_their_shares_do(case, found):
+    for one, usual in zip(found[case], found["weights"], strict=True):
+        np.testing.assert_allclose(one["loss"], usual["loss"], rtol=3e-6, atol=1e-7)
+        np.testing.assert_allclose(one["weights"], usual["weights"], atol=1e-6)
 
 
 def test_an_unmarked_output_is_refused_under_a_strategy(found):
