@@ -251,8 +251,8 @@ def linear_softmax_cross_entropy(
 def _warn_of_plain(obstacle: str) -> None:
     warnings.warn(
         "`linear_softmax_cross_entropy` runs plain here, and holds all logits: "
-        f"{obstacle} Write softmax_cross_entropy(labels, features @ kernel) to be "
-        "told no more.",
+        f"{obstacle} Write softmax_cross_entropy(labels, features @ kernel) to "
+        "silence this warning.",
         stacklevel=3,
     )
 
