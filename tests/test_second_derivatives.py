@@ -401,6 +401,24 @@ if BACKEND == "tensorflow":
             gradient = grad(case)(z)
         assert_close(forward.jvp(gradient).numpy(), closed_form(case))
 
+    def test_forward_mode_may_be_the_first_to_derive_again():
+        """What it made TensorFlow trace is used by all that come later."""
+        from keras_logits.kernels import tensorflow_scores
+
+        tensorflow_scores._along.cache_clear()
+        tensorflow_scores._along_the_rest.cache_clear()
+        case = Case("ids")
+        z, w = tf.constant(case.logits), tf.constant(case.weights)
+        for variable, direction in ((z, case.vector), (w, np.ones_like(case.weights))):
+            tangent = tf.constant(direction)
+            with tf.autodiff.ForwardAccumulator(variable, tangent) as forward:
+                gradient = grad(lambda z, w: case.loss(case.labels, z, w))(z, w)
+            assert forward.jvp(gradient) is not None
+        found = run("eager", case, product, case.logits, case.vector)
+        assert_close(found, closed_form(case))
+        found = run("eager", lambda w: case.loss(case.labels, z, w), grad, case.weights)
+        assert found.any()
+
     def test_a_graph_of_unknown_size_has_the_hessian_at_every_size():
         cases = [Case("ids", shape) for shape in (SMALL, LARGE)]
         rows, ids = tf.TensorSpec((None, 11)), tf.TensorSpec((None,), tf.int64)

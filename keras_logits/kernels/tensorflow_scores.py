@@ -130,12 +130,26 @@ def _derivatives(
     labels: Tensor,
     *constants: Tensor | None,
 ) -> list[Tensor | None]:
-    inputs = [scores, weights, labels]
+    def along() -> Tensor:
+        closed = evaluated_again(formula, labels, scores, weights, constants)
+        return tf.reduce_sum(upstream * closed.gradient)
+
+    return _derived(along, [scores, weights, labels])
+
+
+def _derived(total: Callable[[], Tensor], inputs: list[Tensor]) -> list[Tensor | None]:
+    """The gradients of a total, taken inside of a function that TensorFlow keeps.
+
+    Where forward mode is the first to ask, tapes record nothing while that function is
+    traced, and there would be no gradients in it from then on.
+    """
+    if not tf.executing_eagerly():
+        found: list[Tensor | None] = tf.gradients(total(), inputs)
+        return found
     with tf.GradientTape() as tape:
         tape.watch([x for x in inputs if x.dtype.is_floating])
-        closed = evaluated_again(formula, labels, scores, weights, constants)
-        along = tf.reduce_sum(upstream * closed.gradient)
-    found: list[Tensor | None] = tape.gradient(along, inputs)
+        along = total()
+    found = tape.gradient(along, inputs)
     return found
 
 
@@ -176,12 +190,10 @@ def _derivatives_by_the_rest(
     labels: Tensor,
     *constants: Tensor | None,
 ) -> list[Tensor | None]:
-    inputs = [weights, labels]
-    with tf.GradientTape() as tape:
-        tape.watch([x for x in inputs if x.dtype.is_floating])
-        along = sum_of_losses(formula, labels, scores, weights, constants, upstream)
-    found: list[Tensor | None] = tape.gradient(along, inputs)
-    return found
+    def along() -> Tensor:
+        return sum_of_losses(formula, labels, scores, weights, constants, upstream)
+
+    return _derived(along, [weights, labels])
 
 
 def _ranks(tensors: tuple[Tensor | None, ...]) -> tuple[int | None, ...]:
