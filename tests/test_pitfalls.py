@@ -74,7 +74,7 @@ def test_a_head_does_what_its_config_says_also_after_a_change(name):
     assert head.get_config()[name] == CHANGES[name]
 
 
-def test_a_fused_loss_refuses_logits_that_other_weights_made():
+def test_a_fused_loss_takes_the_logits_at_hand_whatever_weights_made_them():
     model = model_of(LogitsHead(5))
     logits = model(X)
     loss = SoftmaxCrossEntropy(fused=True)
@@ -82,8 +82,11 @@ def test_a_fused_loss_refuses_logits_that_other_weights_made():
     assert number(loss(Y, logits)) == pytest.approx(plain, rel=1e-5)
     kernel = model.layers[-1].kernel
     kernel.assign(10.0 * ops.convert_to_numpy(kernel))
-    with pytest.raises(ValueError, match=r"changed since.*fused=False"):
-        loss(Y, logits)
+    if BACKEND == "torch":  # where the kernel itself was changed in place
+        with pytest.raises(ValueError, match="weights that were changed in place"):
+            loss(Y, logits)
+    else:
+        assert number(loss(Y, logits)) == pytest.approx(plain, rel=1e-5)
 
 
 class Warmer(LogitsHead):
@@ -91,10 +94,11 @@ class Warmer(LogitsHead):
         return super().call(inputs * 10.0, returns)
 
 
-def test_a_fused_loss_leaves_a_head_of_ones_own_alone():
-    model = model_of(Warmer(5))
-    with pytest.raises(ValueError, match="Warmer that computes its logits"):
-        SoftmaxCrossEntropy(fused=True)(Y, model(X))
+def test_a_fused_loss_computes_what_a_head_of_ones_own_computed():
+    logits = model_of(Warmer(5))(X)
+    plain = number(SoftmaxCrossEntropy(fused=False)(Y, logits))
+    fused = number(SoftmaxCrossEntropy(fused=True)(Y, logits))
+    assert fused == pytest.approx(plain, rel=1e-5)
 
 
 # Probabilities where logits belong
