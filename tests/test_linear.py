@@ -590,11 +590,14 @@ def test_the_error_is_that_of_the_plain_path_with_logits_in_float32(dtypes):
     few = ((9, 10), (83, 1)) if dtypes == ("float32", "float32") else ()
     for chunk, chunks in ((1, 83), *few):
         # Each chunk is added with one rounding, and these add up as in a random walk.
+        # So do the losses of the tokens within a chunk, in an order that XLA chooses.
         rounding = EPS / 2 * max(1.0, chunks**0.5 / 2)
+        of_value = EPS / 2 * (chunk * chunks) ** 0.5 / 2
         with columns_at_a_time(32):  # each block is a part of the program
             found = problem.fused(chunk)
         for name, error in errors(found, truth).items():
-            assert error <= 1.05 * allowed[name] + rounding, (chunk, name)
+            own = of_value if name == "value" else rounding
+            assert error <= 1.05 * allowed[name] + own, (chunk, name)
 
 
 @pytest.mark.skipif(BACKEND == "jax", reason="float64 is a switch for the process")

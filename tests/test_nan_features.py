@@ -80,10 +80,11 @@ def test_so_do_a_mask_and_an_ignored_label(name, way):
     np.testing.assert_array_equal(by_x[HIDDEN], 0.0)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", LOSSES)
-def test_at_a_step_that_counts_they_are_loud(name):
+def test_at_a_step_that_counts_they_are_loud(name, mode):
     x = np.where(COUNTS[:, None], np.float32("nan"), X)
-    value, (_, by_kernel) = solved(name, weighted, x)
+    value, (_, by_kernel) = solved(name, weighted, x, mode)
     assert np.isnan(value)
     assert np.isnan(by_kernel).all()
 

@@ -218,30 +218,16 @@ def matmul(features: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product(features: Tensor, kernel: Tensor) -> Tensor:
-    """`matmul`, whose derivative by the kernel reads NaN and infinite features as 0."""
+    """`matmul`, whose derivative by the kernel reads NaN and infinite features as 0.
+
+    No custom gradient: TensorFlow never frees a graph that has one.
+    """
     if tf.executing_eagerly() and not is_watched(features) and not is_watched(kernel):
         return matmul(features, kernel)
-    by_rule: Tensor = _product(features, kernel)
-    return by_rule
-
-
-@tf.custom_gradient
-def _product(features: Tensor, kernel: Tensor) -> Any:
-    def backward(upstream: Tensor) -> tuple[Tensor, Tensor]:
-        x, k, up = features, kernel, tf.cast(upstream, value.dtype)
-        if not tf.executing_eagerly():
-            # A backward graph that is derived again may use only what is in it.
-            x, k = tf.identity(x), tf.identity(k)
-        k = tf.cast(k, up.dtype)
-        by_features = tf.matmul(up, k, transpose_b=True)
-        known = tf.where(tf.math.is_finite(x), x, tf.zeros_like(x))
-        known = tf.reshape(tf.cast(known, up.dtype), (-1, tf.shape(k)[0]))
-        rows = tf.reshape(up, (-1, tf.shape(k)[1]))
-        by_kernel = tf.matmul(known, rows, transpose_a=True)
-        return tf.cast(by_features, x.dtype), tf.cast(by_kernel, kernel.dtype)
-
-    value = matmul(features, kernel)
-    return value, backward
+    known = tf.where(tf.math.is_finite(features), features, tf.zeros_like(features))
+    products = matmul(known, kernel)
+    lost = tf.reduce_sum(features - known, axis=-1, keepdims=True)
+    return products + tf.stop_gradient(tf.cast(lost, products.dtype))
 
 
 def total_over_replicas(total: Tensor) -> Tensor:

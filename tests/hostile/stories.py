@@ -66,6 +66,9 @@ class MarkedDense(keras.layers.Layer):
         self.dense, self.mark = keras.layers.Dense(CLASSES), MarkLogits()
         self.dense.build((None, WIDTH))
 
+    def build(self, input_shape):
+        self.built = True
+
     def call(self, inputs):
         return self.mark(self.dense(inputs))
 
