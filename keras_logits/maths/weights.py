@@ -201,6 +201,7 @@ def _shares(
     known = ops.stop_gradient(values)
     roots = ops.sqrt(ops.where(known > 0, known, ops.zeros_like(known)))
     if mass is not None:
+        mass = mass + ops.zeros_like(values)  # over the devices that the weights are on
         roots = roots * ops.sqrt(ops.stop_gradient(mass))
     scale = nonzero(total_over_replicas(ops.sum(roots)))
     scaled = values / scale
