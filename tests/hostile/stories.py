@@ -351,7 +351,9 @@ if BACKEND == "torch":
             step, x, y, use_reentrant=False
         ),
     }
-COMPILED = {"compiled", "compiled as a graph"}
+    if os.environ.get("HOSTILE_INDUCTOR"):  # which writes C++, for seconds each time
+        RUNS = {"compiled to C++": lambda *s: torch_compiled(*s, backend="inductor")}
+COMPILED = {"compiled", "compiled as a graph", "compiled to C++"}
 
 
 # A story

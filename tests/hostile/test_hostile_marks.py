@@ -1,6 +1,7 @@
 """Whoever changes things between head and loss gets the right loss, or an error.
 
-`HOSTILE_EXAMPLES=2000 pytest tests/hostile` draws as many cases anew.
+`HOSTILE_EXAMPLES=2000 pytest tests/hostile` draws as many cases anew. On torch,
+`HOSTILE_INDUCTOR=1` has them compiled to C++, which needs a compiler.
 """
 
 import math
