@@ -60,7 +60,7 @@ def backend_of(path):
     told = dict(
         line.partition(":")[::2] for line in front[1].splitlines() if line[0] != " "
     )
-    assert told.keys() <= {"backend", "search"}, f"{path}: {told}"
+    assert told.keys() <= {"backend", "lang", "search"}, f"{path}: {told}"
     backend = told.get("backend", "").strip() or None
     assert backend in (None, "tensorflow", "jax", "torch"), f"{path}: {backend}"
     return backend

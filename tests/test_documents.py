@@ -40,6 +40,8 @@ from test_architecture import FLOORS
 pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 
+OPTIONS = ROOT / "docs" / "reference" / "options.md"
+LANGUAGE_MODELS = ROOT / "docs" / "guides" / "language-model.md"
 NUMBER = re.compile(r"\d+\.\d+")
 LANGUAGES = {"python", "text", "bash"}
 SET_UPS = runpy.run_path(str(ROOT / "tools" / "run_tests.py"))["SET_UPS"]
@@ -68,7 +70,7 @@ def assert_shown(printed, shown):
         assert abs(float(one) - float(other)) <= 3.01 * 10**-places, (got, wanted)
 
 
-def rows_under(heading, path=README):
+def rows_under(heading, path):
     """The cells of all tables in a section, without the headings."""
     lines = [x for x in section_of(heading, path).splitlines() if x.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -76,7 +78,7 @@ def rows_under(heading, path=README):
     return [row for i, row in enumerate(rows) if i not in rules and i + 1 not in rules]
 
 
-def section_of(heading, path=README):
+def section_of(heading, path):
     start = rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)"
     return re.search(start, path.read_text(), re.MULTILINE | re.DOTALL)[1]
 
@@ -177,16 +179,23 @@ def test_the_floors_are_told_as_they_are():
 
 
 @any_backend
-def test_the_two_tables_of_from_logits_are_one():
-    title = "What a loss takes its input for"
-    assert rows_under(title) == rows_under(title, ROOT / "docs" / "index.md")
+def test_the_readme_is_short_and_its_table_is_that_of_the_home_page():
+    assert len(README.read_text().split()) <= 900
+    table = table_of_the_problem(README)
+    assert len(table) == 4
+    assert table == table_of_the_problem(ROOT / "docs" / "index.md")
+
+
+def table_of_the_problem(path):
+    return re.findall(r"^\|.*(?:layer|---|Dense|Head).*\d? \|$", path.read_text(), re.M)
 
 
 @any_backend
 def test_every_option_is_listed_with_its_default():
     listed = {
         name.strip("`"): default.strip("`")
-        for name, default, _ in rows_under("Options")
+        for section in ("Options of the losses", "Options of the head")
+        for name, default, _ in rows_under(section, OPTIONS)
     }
     accepted = {}
     for cls in (LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy):
@@ -202,7 +211,7 @@ def test_every_option_is_listed_with_its_default():
 
 @any_backend
 def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
-    listed = {name.strip('`"'): told for name, told in rows_under("Reports")}
+    listed = {name.strip('`"'): told for name, told in rows_under("Reports", OPTIONS)}
     assert set(listed) == set(FIGURES)
     of_softmax = {name for name, told in listed.items() if "softmax only" in told}
     assert of_softmax == set(FIGURES) - set(OF_UNITS)
@@ -210,20 +219,18 @@ def test_every_report_is_listed_and_which_of_them_a_sigmoid_lacks():
 
 @any_backend
 def test_the_numbers_of_the_fused_pass_are_told_as_they_are():
-    section = " ".join(section_of("Large vocabularies").split())
+    told = " ".join(section_of("How much memory it may use", LANGUAGE_MODELS).split())
     cpu, accelerator = plan.DEVICES["cpu"], plan.DEVICES["accelerator"]
     budgets = f"{cpu.budget // 2**20} MiB", f"{accelerator.budget // 2**30} GiB"
-    for told in (
-        f"From {fusing.FUSED_FROM} classes on",
-        "by default {} on a CPU and {} on an accelerator".format(*budgets),
-        f"On a CPU no chunk has more than {cpu.rows} tokens",
-        f"none more than {accelerator.rows}",
-    ):
-        assert told in section, told
-    options = {name.strip("`"): does for name, _, does in rows_under("Options")}
+    assert "{} on a CPU and {} on an accelerator".format(*budgets) in told
+    assert f"On a CPU no chunk has more than {cpu.rows} tokens" in told
+    assert f"on an accelerator none more than {accelerator.rows}" in told
+    rows = rows_under("Options of the losses", OPTIONS)
+    options = {name.strip("`"): does for name, _, does in rows}
     assert f"from {fusing.FUSED_FROM} classes" in options["fused"]
     for budget in budgets:
         assert budget in options["memory_budget"]
+    assert f"with at least {fusing.FUSED_FROM} classes" in README.read_text()
 
 
 def test_a_wrong_flag_trains_badly_and_in_silence():

@@ -1,7 +1,8 @@
 """Pictures of `benchmarks/results/linear_cross_entropy.json`, drawn by the build.
 
 A picture is left out if what it shows was not measured. Each is an SVG file for light
-pages and one for dark ones.
+pages and one for dark ones. Run as a script, it draws `docs/assets/fused.png`, which
+the README shows: a package index cannot build it.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 FUSED, PLAIN = "keras_logits, fused", "keras_logits, plain"
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
 MIB = 2**20
@@ -41,6 +43,7 @@ def write_plots(
     """Writes NAME-light.svg and NAME-dark.svg of each picture."""
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     pictures: dict[str, tuple[str, Callable[[list[Comparison], Theme], Figure]]] = {
+        "bench-fit": ("fit", fit_against_keras),
         "bench-memory-vocabulary": ("function", memory_by_vocabulary),
         "bench-memory-tokens": ("tokens", memory_by_tokens),
         "bench-time-vocabulary": ("sizes", time_by_vocabulary),
@@ -54,6 +57,38 @@ def write_plots(
             with mpl.rc_context(_style(theme)):
                 figure = draw(comparisons, theme)
                 figure.savefig(folder / f"{name}-{scheme}.svg", metadata={"Date": None})
+
+
+def fit_against_keras(comparisons: list[Comparison], theme: Theme) -> Figure:
+    """Peak memory and time of a training step, as shares of what Keras takes."""
+    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+    ax = figure.subplots()
+    bars = [
+        (f"{NAMES[c['backend']]}, {label}", row[key])
+        for key, label in (("growth_ratio", "memory"), ("seconds_ratio", "time"))
+        for c in comparisons
+        for row in c["rows"]
+        if row["name"] == f"{FUSED}, jit"
+    ]
+    names, shares = zip(*reversed(bars), strict=True)
+    drawn = ax.barh(names, shares, color=theme["fused"], height=0.55)
+    ax.bar_label(drawn, fmt="%.2f", padding=4, color=theme["ink"])
+    ax.axvline(1.0, color=theme["plain"], linewidth=2)
+    ax.annotate(
+        "the Keras loss",
+        (1.0, 0.5),
+        (-8, 0),
+        ("data", "axes fraction"),
+        "offset points",
+        color=theme["plain"],
+        rotation=90,
+        ha="right",
+        va="center",
+    )
+    ax.set(xlim=(0, 1.05), xlabel="share of what the Keras loss takes")
+    ax.set_axisbelow(True)
+    ax.grid(axis="y", visible=False)
+    return figure
 
 
 def memory_by_vocabulary(comparisons: list[Comparison], theme: Theme) -> Figure:
@@ -158,3 +193,14 @@ def _style(theme: Theme) -> dict[str, Any]:
         "savefig.facecolor": "none",
         "svg.hashsalt": "keras-logits",
     }
+
+
+def write_readme_picture(path: Path = ROOT / "docs" / "assets" / "fused.png") -> None:
+    data = json.loads((RESULTS / "linear_cross_entropy.json").read_text("utf-8"))
+    with mpl.rc_context({**_style(THEMES["light"]), "savefig.facecolor": "white"}):
+        figure = fit_against_keras(data["fit"]["comparisons"], THEMES["light"])
+        figure.savefig(path, dpi=160)
+
+
+if __name__ == "__main__":
+    write_readme_picture()

@@ -35,4 +35,4 @@ def test_every_block_of_python_in_the_readme_is_run():
         extensions=config.markdown_extensions,
         extension_configs=config.mdx_configs,
     )
-    assert languages_in(html).count("python") == len([*blocks_of(README)]) > 10
+    assert languages_in(html).count("python") == len([*blocks_of(README)]) > 1
