@@ -40,6 +40,7 @@ lint: .venv/.has-lint ## style and formatting
 
 types: .venv/.has-lint ## static types
 	$(BIN)/mypy
+	$(BIN)/python tools/check_types.py
 
 wheel: .venv/.has-build ## build sdist and wheel, import the wheel in a clean environment
 	$(BIN)/python tools/check_wheel.py

@@ -1,23 +1,17 @@
 """Whole steps of `fit` or `evaluate` of a language model, for the benchmark."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import keras
 import numpy as np
 
 from keras_logits import LogitsHead, SoftmaxCrossEntropy
+from keras_logits._typing import Report
 from linear_contenders import KERAS, temporaries_of
 from side_by_side import Entry
 
-REPORTS = (
-    "accuracy",
-    "top_5_accuracy",
-    "cross_entropy",
-    "perplexity",
-    "entropy",
-    "invalid_labels",
-)
+REPORTS = get_args(Report)
 
 
 def contenders(seat: dict[str, Any]) -> dict[str, Callable[[], Entry]]:

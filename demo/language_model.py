@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from quiet import quiet_stderr
 
@@ -29,7 +29,7 @@ import king_james
 from keras_logits import LogitsHead, SoftmaxCrossEntropy
 from king_james import LENGTH, Sequences
 
-FUSED: dict[str, str | bool] = {"fused": "auto", "plain": False}
+FUSED: dict[str, Literal["auto"] | bool] = {"fused": "auto", "plain": False}
 WIDTH = 64
 BATCH = 64  # sequences
 STEPS, EPOCHS = 10, 15
@@ -87,7 +87,7 @@ def train(way: str) -> Run:
     )
 
 
-def compiled(words: int, fused: str | bool) -> Any:
+def compiled(words: int, fused: Literal["auto"] | bool) -> Any:
     layers = [
         keras.Input((LENGTH,), dtype="int32"),
         keras.layers.Embedding(words, WIDTH),

@@ -1,4 +1,4 @@
-"""Logits done right for Keras: a head marks them, and the losses read the mark."""
+"""A Keras head that marks its output as logits, and losses that read the mark."""
 
 from keras_logits._version import __version__
 from keras_logits.functions import (

@@ -37,34 +37,38 @@ def softmax_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of one true class per position under the softmax of the logits.
 
-    With K classes, logits $z$, $p = \operatorname{softmax}(z)$ and labels $y$ as a
-    distribution (a class id puts all mass on one class):
+    With K classes, logits $z$, probabilities $p = \operatorname{softmax}(z)$ and label
+    $y$ as a distribution (a class id puts all mass on one class), a position has loss
 
     $$\ell = -\sum_k c_k t_k (1 - p_k)^\gamma \log p_k
             + \zeta d \operatorname{logsumexp}(z)^2$$
 
-    where $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ is smoothed over the $K'$
-    classes that no logit of -inf masks, and $d = \sum_k c_k y_k / \sum_k y_k$.
+    Here $t = (1 - \varepsilon) y + \varepsilon \sum y / K'$ is the label, smoothed over
+    the $K'$ classes whose logit is not -inf, and $d = \sum_k c_k y_k / \sum_k y_k$ is
+    the class weight of the position.
 
     Args:
-        labels: `[...]` class ids, integer, from 0 to K - 1; or `[..., K]`
-            distributions. The shape tells which.
+        labels: `[...]` integer class ids from 0 to K - 1, or `[..., K]` distributions.
+            The shape decides which.
         logits: `[..., K]`, floating; half precision is computed in float32.
-        class_weight: $c$, a list over the classes or a dict of some of them.
-        label_smoothing: $\varepsilon$, the share of the label that is spread evenly.
-        focal_gamma: $\gamma$, how much easy positions are played down.
-        z_loss: $\zeta$, the weight of the penalty on the logits' logsumexp.
+        class_weight: $c$, a list with one weight per class, or a dict with the weights
+            of some classes.
+        label_smoothing: $\varepsilon$, the share of the label that is spread evenly
+            over the classes.
+        focal_gamma: $\gamma$, the exponent of the focal factor, which down-weights easy
+            positions.
+        z_loss: $\zeta$, the weight of the penalty on the logsumexp of the logits.
         ignore_index: positions with this label have loss 0 and gradient 0.
         axis: the axis of the classes.
 
     Returns:
         `[...]`, one loss per position in nats, float32 (float64 for float64 logits).
-        A bad label has loss NaN and gradient 0 in compiled code. A true class whose
-        logit is -inf has loss +inf.
+        In compiled code, a bad label has loss NaN and gradient 0. If the logit of the
+        true class is -inf, the loss is +inf.
 
     Raises:
-        ValueError: if the shapes fit neither form of labels, or an option is out of
-            its range; in eager code, if a label is out of range.
+        ValueError: if the shapes fit neither form of labels, or if an option is out of
+            range; in eager code, also if a label is out of range.
 
     Example:
         >>> softmax_cross_entropy([1], [[0.0, 2.0, 0.0]])  # log(1 + 2 / e**2)
@@ -77,7 +81,7 @@ def softmax_cross_entropy(
         "PaLM: Scaling Language Modeling with Pathways", arXiv:2204.02311.
 
     See also:
-        `sigmoid_cross_entropy`, for labels that do not exclude each other, and
+        `sigmoid_cross_entropy`, for independent yes/no labels, and
         `SoftmaxCrossEntropy`, for `model.compile`.
     """
     options = SoftmaxOptions(
@@ -101,30 +105,32 @@ def sigmoid_cross_entropy(
 ) -> Tensor:
     r"""Cross-entropy of independent yes/no units under the sigmoid of their logits.
 
-    With logit $z$, $s = \operatorname{sigmoid}(z)$ and label $y$, one unit has
+    With logit $z$, $s = \operatorname{sigmoid}(z)$ and label $y$, a unit has the loss
 
     $$\ell = -c \left(\pi t (1 - s)^\gamma \log s
             + (1 - t) s^\gamma \log (1 - s)\right)$$
 
-    where $t = (1 - \varepsilon) y + \varepsilon / 2$.
+    where $t = (1 - \varepsilon) y + \varepsilon / 2$ is the smoothed label.
 
     Args:
         labels: `[...]`, the shape of the logits; bool, integer or floating in [0, 1].
         logits: `[...]`, floating; half precision is computed in float32.
-        class_weight: $c$, one weight per unit along `axis`, or a dict of some.
-        pos_weight: $\pi$, the weight of the positive term: a number or one per unit.
+        class_weight: $c$, one weight per unit along `axis`, or a dict with the weights
+            of some units.
+        pos_weight: $\pi$, the weight of the positive term, a number or one per unit.
         label_smoothing: $\varepsilon$, the share of the label that moves to 1/2.
-        focal_gamma: $\gamma$, how much easy units are played down.
-        ignore_index: units with this label are unknown: loss 0 and gradient 0.
+        focal_gamma: $\gamma$, the exponent of the focal factor, which down-weights easy
+            units.
+        ignore_index: units with this label are unknown and have loss 0 and gradient 0.
         axis: the axis of the units, for `class_weight` and `pos_weight`.
 
     Returns:
-        `[...]`, one loss per unit in nats, float32 (float64 for float64 logits). A
-        bad label has loss NaN and gradient 0 in compiled code.
+        `[...]`, one loss per unit in nats, float32 (float64 for float64 logits). In
+        compiled code, a bad label has loss NaN and gradient 0.
 
     Raises:
-        ValueError: if labels and logits differ in shape, or an option is out of its
-            range; in eager code, if a label is outside of [0, 1].
+        ValueError: if labels and logits differ in shape, or if an option is out of
+            range; in eager code, also if a label is outside [0, 1].
 
     Example:
         >>> sigmoid_cross_entropy([1, 0], [2.0, 2.0])
@@ -135,7 +141,7 @@ def sigmoid_cross_entropy(
         arXiv:1708.02002.
 
     See also:
-        `softmax_cross_entropy`, where exactly one class is true, and
+        `softmax_cross_entropy`, for exactly one true class, and
         `SigmoidCrossEntropy`, for `model.compile`.
     """
     options = SigmoidOptions(
@@ -167,48 +173,52 @@ def linear_softmax_cross_entropy(
     reduction: Reduction | None = "mean_with_sample_weight",
     memory_budget: int | None = None,
 ) -> Tensor:
-    r"""Softmax cross-entropy from features and kernel, never holding the logits.
+    r"""Softmax cross-entropy from features and kernel, without allocating the logits.
 
-    Equals the mean over positions, by their weights, of
+    Computes the weighted mean over positions of
 
     `softmax_cross_entropy(labels, squash(features @ kernel + bias), ...)`
 
-    with `squash(a) = softcap * tanh(a / softcap) / temperature`. The logits of a
-    language model are its largest tensor: here those of one chunk of tokens exist at a
-    time. A scalar result comes with its gradients, for three products in all, as many
-    as the plain form needs; one value for each position needs a fourth, on the way
-    back. Positions of weight 0 are left out of all products. Over arrays that are
-    spread over several devices, and for sparse features, the plain form is computed,
-    with a warning.
+    with `squash(a) = softcap * tanh(a / softcap) / temperature`. The logits are the
+    largest tensor of a language model. Here only one chunk of them exists at a time. If
+    the result is a scalar, the forward pass also computes the gradients. That takes
+    three matrix products, as many as the plain loss. One value per position takes a
+    fourth product, in the backward pass. Positions of weight 0 are excluded from all
+    products. If arrays are sharded across devices, or if the features are sparse, the
+    loss runs unfused, with a warning.
 
     Args:
-        features: `[..., D]`, floating. The products are accumulated in float32.
-        kernel: `[D, V]`, or `[V, D]` with `transpose_kernel`.
+        features: `[..., D]`, floating. Products are accumulated in float32.
+        kernel: `[D, V]`, or `[V, D]` with `transpose_kernel=True`.
         labels: `[...]` class ids from 0 to V - 1, or `[..., V]` distributions.
         bias: `[V]`, added to the scores; -inf masks a class.
         sample_weight: the weight of each position, `[...]` or its leading axes.
-        class_weight: a list over the classes or a dict of some of them.
-        label_smoothing: the share of each label that is spread evenly, over the classes
-            that no bias masks. A product that is infinite makes the loss so.
-        focal_gamma: how much easy positions are played down.
-        z_loss: the weight of the penalty on the logits' logsumexp.
+        class_weight: a list with one weight per class, or a dict with the weights of
+            some classes.
+        label_smoothing: the share of each label that is spread evenly over the classes
+            whose bias is not -inf. An infinite product makes the loss infinite.
+        focal_gamma: the exponent of the focal factor, which down-weights easy
+            positions.
+        z_loss: the weight of the penalty on the logsumexp of the logits.
         ignore_index: positions with this label do not count.
-        softcap: the bound of the logits before temperature; None for no bound. A
-            bias of -inf masks its class all the same.
+        softcap: the bound on the logits before the temperature divides them; None for
+            no bound. A bias of -inf still masks its class.
         temperature: the divisor of the logits.
-        transpose_kernel: True for a kernel `[V, D]`, as the matrix of an `Embedding`.
-        reduction: as for `SoftmaxCrossEntropy`; None for one value per position.
-        memory_budget: bytes beside inputs and gradients; None for 256 MiB on
-            a CPU, and 2 GiB on an accelerator.
+        transpose_kernel: True if the kernel is `[V, D]`, like the matrix of an
+            `Embedding`.
+        reduction: as in `SoftmaxCrossEntropy`; None for one value per position.
+        memory_budget: the bytes that the loss may allocate on top of its inputs and
+            gradients; None means 256 MiB on a CPU and 2 GiB on an accelerator.
 
     Returns:
         A scalar in nats, or `[...]` under `reduction=None`; float32 (float64 for
-        float64 features). Gradients by features, kernel, bias and weights; those by
-        the kernel are summed in float32 whatever its dtype.
+        float64 features). It has gradients with respect to features, kernel, bias and
+        weights. The gradient of the kernel is accumulated in float32 whatever the dtype
+        of the kernel.
 
     Raises:
-        ValueError: if shapes do not fit, or an option is out of its range; in eager
-            code, if a label is out of range; if a gradient is differentiated again.
+        ValueError: if shapes do not fit, if an option is out of range, or if a gradient
+            is differentiated again; in eager code, also if a label is out of range.
 
     Example:
         >>> linear_softmax_cross_entropy([[1.0, 0.0]], [[0.0, 2.0], [1.0, 1.0]], [1])
@@ -216,11 +226,11 @@ def linear_softmax_cross_entropy(
 
     Source:
         E. Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models",
-        arXiv:2411.09009; the gradient in the forward pass: Hsu et al., "Liger Kernel:
+        arXiv:2411.09009. Gradient in the forward pass: Hsu et al., "Liger Kernel:
         Efficient Triton Kernels for LLM Training", arXiv:2410.10989.
 
     See also:
-        `SoftmaxCrossEntropy`, which does this by itself behind a `LogitsHead`.
+        `SoftmaxCrossEntropy`, which does the same automatically behind a `LogitsHead`.
     """
     options = SoftmaxOptions(
         class_weight, label_smoothing, focal_gamma, z_loss, ignore_index

@@ -6,6 +6,7 @@ The wheel is built from the sdist, so that both are known to be complete.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ print("keras_logits", keras_logits.__version__, "from", keras_logits.__file__)
 def main() -> None:
     wheel = built()
     check_contents(wheel)
+    check_description(wheel)
     with tempfile.TemporaryDirectory() as folder:
         use(wheel, Path(folder))
 
@@ -51,6 +53,17 @@ def check_contents(wheel: Path) -> None:
     assert not strangers, f"the wheel holds more than the package: {strangers}"
     assert "keras_logits/py.typed" in names, "the wheel lacks py.typed"
     print(f"{wheel.name}: {len(names)} files, {wheel.stat().st_size // 1024} KB")
+
+
+def check_description(wheel: Path) -> None:
+    """A package index renders it, and finds what it links to."""
+    run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
+    (name,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("METADATA"))
+    description = zipfile.ZipFile(wheel).read(name).decode()
+    targets = re.findall(r"\]\(([^)\s]+)\)", description)
+    assert len(targets) > 10, "the description is not the README"
+    lost = [t for t in targets if not t.startswith(("https://", "#"))]
+    assert not lost, f"links that only a clone has: {lost}"
 
 
 def use(wheel: Path, folder: Path) -> None:

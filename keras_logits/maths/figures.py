@@ -1,8 +1,10 @@
 """Figures that people watch in training, from the logits that a loss reads anyway."""
 
+from typing import get_args
+
 from keras import ops
 
-from keras_logits._typing import Tensor
+from keras_logits._typing import Report, Tensor
 from keras_logits.maths.alarms import nan_where
 from keras_logits.maths.links import at_least_float32
 from keras_logits.maths.sigmoid import SigmoidFormula
@@ -14,14 +16,7 @@ FIRST = 5
 """Classes that a label has to be among for `top_5_accuracy`."""
 
 INVALID = "invalid_labels"
-FIGURES = (
-    "accuracy",
-    "top_5_accuracy",
-    "cross_entropy",
-    "perplexity",
-    "entropy",
-    INVALID,
-)
+FIGURES: tuple[str, ...] = get_args(Report)
 OF_UNITS = ("accuracy", "cross_entropy", "entropy", INVALID)
 
 

@@ -1,15 +1,15 @@
 """Between logits and probabilities."""
 
-from typing import Any
+from typing import Any, get_args
 
 import keras
 from keras import ops
 
-from keras_logits._typing import Activation, Tensor
+from keras_logits._typing import Activation, Returns, Tensor
 from keras_logits.maths.shapes import checked_axis
 from keras_logits.symbolic import symbolic_too
 
-ACTIVATIONS = ("softmax", "sigmoid")
+ACTIVATIONS = get_args(Activation)
 
 
 def check_activation(activation: object) -> Activation:
@@ -20,6 +20,16 @@ def check_activation(activation: object) -> Activation:
             "For a layer without either, write keras.layers.Dense(units)."
         )
     return activation  # type: ignore[return-value]
+
+
+def check_returns(returns: Any) -> str:
+    if not isinstance(returns, str) or returns not in get_args(Returns):
+        raise ValueError(
+            "`returns` must be 'logits' or 'probabilities'. Received: "
+            f"returns={returns!r}. Write returns='probabilities' for a model whose "
+            "predict() gives probabilities."
+        )
+    return str(returns)
 
 
 def check_softmax(shape: Any, axis: int, remedy: str) -> None:
@@ -47,13 +57,13 @@ def accurate_dtype(*dtypes: Any) -> str:
 
 @symbolic_too
 def logit(p: Tensor) -> Tensor:
-    r"""The log-odds of a probability: the inverse of the sigmoid.
+    r"""The log-odds of a probability, the inverse of the sigmoid.
 
     $$\operatorname{logit}(p) = \log \frac{p}{1 - p}$$
 
-    Computed as `log(p) - log1p(-p)`, which keeps its digits where p is tiny. It is
+    It is computed as `log(p) - log1p(-p)`, which is accurate for tiny p. The result is
     0 at p = 0.5, negative below and positive above, -inf at 0 and +inf at 1. Outside
-    of [0, 1] it is NaN.
+    [0, 1] it is NaN.
 
     Args:
         p: `[...]`, probabilities; half precision is computed in float32.
@@ -67,10 +77,10 @@ def logit(p: Tensor) -> Tensor:
 
     Source:
         J. Berkson, "Application of the logistic function to bio-assay", Journal of
-        the American Statistical Association 39 (1944), where the word comes from.
+        the American Statistical Association 39 (1944), which introduced the word.
 
     See also:
-        `probabilities`, the way back.
+        `probabilities`, which is the inverse with `activation="sigmoid"`.
     """
     p = at_least_float32(as_float(p))
     return ops.log(p) - ops.log1p(-p)
@@ -80,7 +90,7 @@ def logit(p: Tensor) -> Tensor:
 def probabilities(
     logits: Tensor, activation: Activation = "softmax", *, axis: int = -1
 ) -> Tensor:
-    r"""The probabilities that logits stand for.
+    r"""Converts logits to probabilities, with softmax or sigmoid.
 
     $$\operatorname{softmax}(z)_k = e^{z_k} / \sum_j e^{z_j}, \qquad
       \operatorname{sigmoid}(z) = 1 / (1 + e^{-z})$$
@@ -92,12 +102,12 @@ def probabilities(
         axis: the axis of the classes (softmax only).
 
     Returns:
-        Probabilities of the logits' shape, float32 (float64 for float64 input). A
-        logit of -inf has probability 0; softmax sums to 1 along `axis`.
+        Probabilities in the shape of the logits, float32 (float64 for float64 input). A
+        logit of -inf has probability 0. A softmax sums to 1 along `axis`.
 
     Raises:
-        ValueError: if `activation` is neither of the two, or a softmax has fewer than
-            two classes.
+        ValueError: if `activation` is neither "softmax" nor "sigmoid", or if a softmax
+            has fewer than two classes.
 
     Example:
         >>> probabilities([2.1972246], "sigmoid")

@@ -53,3 +53,13 @@ def checked_axis(axis: int, shape: Sequence[int | None]) -> int:
             f"of shape {tuple(shape)}. Write axis=-1 for classes on the last axis."
         )
     return int(axis) % len(shape)
+
+
+def number_of_features(input_shape: Sequence[int | None]) -> int:
+    size = tuple(input_shape)[-1]
+    if size is None:
+        raise ValueError(
+            "`inputs` must have a known last size, the number of features. Received: "
+            f"shape {tuple(input_shape)}. Write keras.Input((number_of_features,))."
+        )
+    return int(size)

@@ -1,28 +1,35 @@
 """The head: a last layer that computes logits and marks them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
 from keras_logits import kernels
 from keras_logits._keras_private import get_keras_mask, set_keras_mask
-from keras_logits._typing import Activation, Tensor
+from keras_logits._typing import Activation, LayerOptions, Report, Returns, Tensor
 from keras_logits.kernels import tensors
 from keras_logits.kernels.contract import Linear, LinearLogits
 from keras_logits.maths.labels import is_float
-from keras_logits.maths.links import accurate_dtype, check_activation, probabilities
+from keras_logits.maths.links import (
+    accurate_dtype,
+    check_activation,
+    check_returns,
+    probabilities,
+)
+from keras_logits.maths.shapes import number_of_features
 from keras_logits.maths.squash import Squash
 from keras_logits.objects.reports import Reports, checked_reports
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
+from keras_logits.objects.shown import as_call, default_name
 from keras_logits.objects.tied import Tie
 from keras_logits.objects.unread import LossesOfItsModel
 from keras_logits.options import check_positive
 from keras_logits.provenance import Mark, Recipe, mark, recorded
 
-_RETURNS = ("logits", "probabilities")
 _OF_WEIGHTS = (
     "kernel_initializer",
     "bias_initializer",
@@ -34,55 +41,60 @@ _OF_WEIGHTS = (
 
 
 class LogitsHead:
-    r"""A last layer that computes logits and marks them as such.
+    r"""A last layer that computes logits and marks them.
 
     $$z = \operatorname{softcap}(x W + b) / \tau, \qquad
       \operatorname{softcap}(a) = s \tanh(a / s)$$
 
-    It stands where `Dense(units, activation="softmax")` stood. A loss of this package
-    reads the mark, and so knows what it was given. Logits are float32 (float64 under
-    float64) whatever the compute dtype, and their product is accumulated in float32. A
-    model that was seeded starts where its twin with `Dense` starts.
+    Use it in place of `Dense(units, activation="softmax")`. The losses of this package
+    read the mark, so they know what they receive. Logits are float32 (float64 under
+    float64) whatever the compute dtype, and their product is accumulated in float32.
+    With the same seed, a model starts from the same weights as with `Dense`.
 
     Args:
-        units: number of classes, or of independent units.
-        activation: what turns the logits into probabilities: "softmax" (one true
-            class) or "sigmoid" (independent units).
-        returns: "logits", or "probabilities" to give probabilities that carry the
-            mark: stock metrics and `predict` see these, the loss still sees the
+        units: the number of classes, or of independent units.
+        activation: the function that turns the logits into probabilities, "softmax"
+            (one true class) or "sigmoid" (independent units).
+        returns: "logits", or "probabilities" to return marked probabilities. Stock
+            metrics and `predict` then see probabilities, and the loss still uses the
             logits.
         use_bias: whether to add the bias b.
-        softcap: s, the bound of the logits before temperature; None for no bound. A
-            bias of -inf masks its class all the same.
-        temperature: the divisor of the logits. Above 1 it flattens probabilities.
-        tied_to: an `Embedding` of `units` rows whose matrix, transposed, is used as
-            kernel; this layer then has none of its own. Of a `ReversibleEmbedding`
-            it takes what `embedding(x, reverse=True)` would: `reverse_embeddings`
-            under `tie_weights=False`, `logit_soft_cap` and `reverse_dtype`.
-        reports: names of figures to show in `fit` and `evaluate`: "accuracy",
+        softcap: s, the bound on the logits before the temperature divides them; None
+            for no bound. A bias of -inf still masks its class.
+        temperature: the divisor of the logits. Above 1 it flattens the probabilities.
+        tied_to: an `Embedding` with `units` rows. Its matrix, transposed, is the
+            kernel, and this layer creates none of its own. With a
+            `ReversibleEmbedding`, the head does what `embedding(x, reverse=True)` does.
+            It uses `reverse_embeddings` under `tie_weights=False`, `logit_soft_cap` and
+            `reverse_dtype`.
+        reports: the names of figures to show in `fit` and `evaluate`: "accuracy",
             "top_5_accuracy", "cross_entropy", "perplexity", "entropy" (in nats) and
-            "invalid_labels" (how many); a sigmoid has no top 5 and no perplexity. The
-            loss fills them in from its own pass, with its sample weights and masks,
-            and without smoothing or class weights. A metric of `compile` would have
-            all logits made for it. Their names begin with that of the layer.
+            "invalid_labels" (a count). A sigmoid has no top-5 accuracy and no
+            perplexity. The loss computes the figures in its own pass, with its sample
+            weights and masks, and without smoothing or class weights. (A metric in
+            `compile` would allocate all logits.) Each name starts with the name of the
+            layer.
         kernel_initializer: initializer of the kernel W.
         bias_initializer: initializer of the bias.
         kernel_regularizer: regularizer of the kernel.
         bias_regularizer: regularizer of the bias.
-        activity_regularizer: regularizer of the logits, whatever `returns` says.
+        activity_regularizer: regularizer of the logits, even if `returns` is
+            "probabilities".
         kernel_constraint: constraint on the kernel.
         bias_constraint: constraint on the bias.
-        **kwargs: `name`, `trainable`, `dtype`, as in `Dense`.
+        name: the name of the layer, by default `softmax_head` or `sigmoid_head`.
+        **kwargs: `trainable` and `dtype`, as in `Dense`.
 
     Call arguments:
         inputs: `[..., D]`, features.
-        returns: "logits" or "probabilities" for this call alone.
+        returns: "logits" or "probabilities", for this call only.
 
     Returns:
         `[..., units]`, marked, in at least float32.
 
     Raises:
-        ValueError: if an argument is out of its range, or two exclude each other.
+        ValueError: if an argument is out of range, or if two arguments exclude each
+            other.
 
     Example:
         >>> model = keras.Sequential([keras.Input((64,)), LogitsHead(10)])
@@ -95,7 +107,7 @@ class LogitsHead:
         al., "On Calibration of Modern Neural Networks", arXiv:1706.04599.
 
     See also:
-        `MarkLogits`, for a model whose last layer is somebody else's.
+        `MarkLogits`, to keep your existing last layer.
     """
 
     _keras: Any
@@ -107,12 +119,12 @@ class LogitsHead:
         units: int,
         activation: Activation = "softmax",
         *,
-        returns: str = "logits",
+        returns: Returns = "logits",
         use_bias: bool = True,
         softcap: float | None = None,
         temperature: float = 1.0,
         tied_to: Any = None,
-        reports: list[str] | tuple[str, ...] = (),
+        reports: Sequence[Report] = (),
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
         kernel_regularizer: Any = None,
@@ -120,13 +132,15 @@ class LogitsHead:
         activity_regularizer: Any = None,
         kernel_constraint: Any = None,
         bias_constraint: Any = None,
-        **kwargs: Any,
+        name: str | None = None,
+        **kwargs: Unpack[LayerOptions],
     ) -> None:
         _check_units(units, check_activation(activation))
-        _check_returns(returns)
+        check_returns(returns)
         check_positive("softcap", softcap, optional=True)
         check_positive("temperature", temperature)
         super().__init__(  # type: ignore[call-arg]
+            name=name or default_name(self._keras, f"{activation}_head"),
             activity_regularizer=activity_regularizer,
             **{**Tie(tied_to).options(), **kwargs},
         )
@@ -155,7 +169,7 @@ class LogitsHead:
             self._check_tied(kernel_initializer)
 
     def build(self, input_shape: Any) -> None:
-        features = _last_size(input_shape)
+        features = number_of_features(input_shape)
         self._tie.rebuilt = False
         if self.tied_to is not None:
             self._check_tied_width(features)
@@ -186,7 +200,7 @@ class LogitsHead:
 
     @property
     def tied_to(self) -> Any:
-        """The `Embedding` whose matrix is the kernel, if there is one."""
+        """The `Embedding` whose matrix is the kernel, or None."""
         return self._tie.layer
 
     def build_from_config(self, config: dict[str, Any]) -> None:
@@ -194,7 +208,7 @@ class LogitsHead:
             super().build_from_config(config)  # type: ignore[misc]
 
     def __call__(
-        self, inputs: Tensor, returns: str | None = None, **kwargs: Any
+        self, inputs: Tensor, returns: Returns | None = None, **kwargs: Any
     ) -> Tensor:
         check_same_keras(self, inputs, "inputs")
         if self._tie.rebuilt:
@@ -202,11 +216,11 @@ class LogitsHead:
             self.built = False  # says Keras 3 after build_from_config, whatever it did
         if is_symbolic(inputs):
             if returns is not None:
-                kwargs["returns"] = _check_returns(returns)
+                kwargs["returns"] = check_returns(returns)
             return super().__call__(inputs, **kwargs)  # type: ignore[misc]
         # The mark is set here, where a rematerialised call has returned already, and on
         # tensors that live outside of it.
-        wanted = _check_returns(returns or self.returns)
+        wanted = check_returns(returns or self.returns)
         logits = super().__call__(  # type: ignore[misc]
             inputs, returns="logits", **kwargs
         )
@@ -232,9 +246,9 @@ class LogitsHead:
             return Recipe.of(self._linear(inputs))
         return recorded(logits)
 
-    def call(self, inputs: Tensor, returns: str | None = None) -> Tensor:
+    def call(self, inputs: Tensor, returns: Returns | None = None) -> Tensor:
         logits = self.logits_of(inputs)
-        if _check_returns(returns or self.returns) == "logits":
+        if check_returns(returns or self.returns) == "logits":
             return logits
         return probabilities(logits, self.activation)
 
@@ -247,14 +261,14 @@ class LogitsHead:
         return lambda inputs, returns=None: again(inputs)
 
     def logits_of(self, inputs: Tensor) -> Tensor:
-        """The formula, on features of any rank."""
+        """Computes the logits of features of any rank."""
         linear = self._linear(inputs)
         logits = kernels.logits_of(linear)
         mark(logits, Mark(self.activation, head=self, recipe=Recipe.of(linear)))
         return logits
 
     def with_frozen(self, linear: Linear) -> Linear:
-        """The operands, those without a derivative that are frozen."""
+        """Returns the operands, with gradients stopped for frozen weights."""
         features, kernel, bias = linear
         owner: Any = self.tied_to or self
         if not owner.trainable:
@@ -279,16 +293,21 @@ class LogitsHead:
         return None if self.bias is None else kernels.read(self.bias)
 
     def report(self, figures: Tensor, weights: Tensor) -> None:
-        """What a loss calls with the figures of a batch."""
+        """Adds the figures of a batch to the reports. The loss calls this."""
         self._reports.update(figures, weights)
 
     def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         return (*tuple(input_shape)[:-1], self.units)
 
-    def compute_output_spec(self, inputs: Tensor, returns: str | None = None) -> Any:
+    def compute_output_spec(
+        self, inputs: Tensor, returns: Returns | None = None
+    ) -> Any:
         dtype = self._tie.dtype or self.compute_dtype  # type: ignore[attr-defined]
         dtype = accurate_dtype(dtype)
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype)
+
+    def __repr__(self) -> str:
+        return as_call(self, _OF_WEIGHTS)
 
     def get_config(self) -> dict[str, Any]:
         own = self._keras
@@ -373,23 +392,3 @@ def _check_units(units: Any, activation: str) -> None:
             "always 1, and learns nothing. Received: units=1. For a yes/no output "
             "write LogitsHead(1, activation='sigmoid') and SigmoidCrossEntropy()."
         )
-
-
-def _check_returns(returns: Any) -> str:
-    if not isinstance(returns, str) or returns not in _RETURNS:
-        raise ValueError(
-            "`returns` must be 'logits' or 'probabilities'. Received: "
-            f"returns={returns!r}. Write returns='probabilities' for a model whose "
-            "predict() gives probabilities."
-        )
-    return str(returns)
-
-
-def _last_size(input_shape: Any) -> int:
-    size = tuple(input_shape)[-1]
-    if size is None:
-        raise ValueError(
-            "`inputs` must have a known last size, the number of features. Received: "
-            f"shape {tuple(input_shape)}. Write keras.Input((number_of_features,))."
-        )
-    return int(size)

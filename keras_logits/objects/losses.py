@@ -7,7 +7,14 @@ import keras
 from keras import ops
 
 from keras_logits._keras_private import get_keras_mask, in_symbolic_scope
-from keras_logits._typing import Activation, ClassWeight, Reduction, Tensor
+from keras_logits._typing import (
+    Activation,
+    ClassWeight,
+    FromLogits,
+    Fused,
+    Reduction,
+    Tensor,
+)
 from keras_logits.functions import losses_of, reduced_loss
 from keras_logits.maths.links import accurate_dtype
 from keras_logits.maths.weights import check_reduction
@@ -17,6 +24,7 @@ from keras_logits.objects.fusing import (
 )
 from keras_logits.objects.predictions import Scores, check_from_logits, read_scores
 from keras_logits.objects.same_keras import keras_of
+from keras_logits.objects.shown import as_call
 from keras_logits.options import SigmoidOptions, SoftmaxOptions, check_memory_budget
 from keras_logits.provenance import Mark
 from keras_logits.tasks import SigmoidTask, SoftmaxTask
@@ -31,7 +39,7 @@ class LogitsLoss:
     def __init__(
         self,
         *,
-        from_logits: bool | str,
+        from_logits: FromLogits,
         reduction: Reduction | None,
         name: str,
         dtype: Any,
@@ -61,8 +69,11 @@ class LogitsLoss:
         return found.value
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """One loss for each position, neither weighted nor reduced."""
+        """Returns one loss per position, neither weighted nor reduced."""
         return losses_of(self._new_task(y_true, self._scores(y_pred)))
+
+    def __repr__(self) -> str:
+        return as_call(self, values=self.get_config())
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -95,68 +106,69 @@ class LogitsLoss:
 class SoftmaxCrossEntropy(LogitsLoss):
     r"""Cross-entropy of one true class among K, computed from logits.
 
-    Whether `y_pred` holds logits is read from the mark that `LogitsHead` or
-    `MarkLogits` set on it. It replaces Keras' `CategoricalCrossentropy`,
+    The loss reads the mark that `LogitsHead` or `MarkLogits` set on `y_pred`, so it
+    knows whether it receives logits. It replaces Keras' `CategoricalCrossentropy`,
     `SparseCategoricalCrossentropy` and `CategoricalFocalCrossentropy`.
 
-    The loss of one position is that of `softmax_cross_entropy`; their mean is
-    $\sum_i w_i \ell_i / \sum_i w_i d_i$, where $w$ is sample weight x mask x (label is
-    not ignored) and $d$ the class weight of the label, 1 without class weights. It is 0
-    if every weight is 0. A position of weight 0 is selected out: NaN and bad labels
-    behind a mask stay there.
+    The loss of one position, $\ell_i$, is that of `softmax_cross_entropy`. The mean is
+    $\sum_i w_i \ell_i / \sum_i w_i d_i$, where $w_i$ is the sample weight, or 0 if the
+    position is masked or ignored, and $d_i$ is the class weight of the label, or 1
+    without class weights. If every weight is 0, the mean is 0. A position of weight 0
+    is excluded, so NaN and bad labels behind a mask have no effect.
 
-    Labels are class ids (any integer dtype; the logits' shape less the class axis, or
-    with 1 there) or distributions (the logits' shape). The shape tells which.
+    Labels are class ids or distributions, and the shape decides which. Class ids have
+    any integer dtype and the shape of the logits, with the class axis left out or of
+    size 1. Distributions have the shape of the logits.
 
-    A bad label raises in eager code. In compiled code, where nothing can be raised, it
-    makes the loss NaN and its own gradient 0, so that the weights survive. Callbacks
-    that watch the training loss see that NaN: let them watch `val_loss`. So do values
-    outside of [0, 1] under `from_logits=False`.
+    In eager code, a bad label is an error. Compiled code cannot raise, so the loss
+    becomes NaN and the gradient of that label becomes 0, and the weights survive. The
+    same holds for values outside [0, 1] under `from_logits=False`. Callbacks that watch
+    the training loss see that NaN, so let them watch `val_loss`.
 
     Args:
-        from_logits: "auto" reads the mark and refuses a tensor without one; True and
-            False say of an unmarked tensor that it holds logits or probabilities. Of
-            probabilities the slope of the logarithm is capped at 1e25.
-        class_weight: the weight of each class: a list over the classes, or a dict
-            of some of them. Any shape of labels.
-        label_smoothing: share of each label that is spread over the classes, of
-            which those masked by a logit of -inf get none. From 0 to 1.
-        focal_gamma: exponent of the focal factor `(1 - p)^gamma`.
-        z_loss: weight of the penalty `logsumexp(logits)^2`.
-        ignore_index: the class id of positions that do not count.
+        from_logits: "auto" reads the mark and rejects a tensor without one. True and
+            False declare that an unmarked tensor holds logits or probabilities. For
+            probabilities, the slope of the logarithm is capped at 1e25.
+        class_weight: a list with one weight per class, or a dict with the weights of
+            some classes, for labels of any shape.
+        label_smoothing: the share of each label that is spread over the classes, from 0
+            to 1. Classes that are masked by a logit of -inf get none.
+        focal_gamma: the exponent of the focal factor `(1 - p)^gamma`.
+        z_loss: the weight of the penalty `logsumexp(logits)^2`.
+        ignore_index: positions with this class id do not count.
         axis: the axis of the classes.
-        fused: "auto" goes from the features to the loss without ever holding the
-            logits, where a `LogitsHead` made them and they are large (8192 classes and
-            more, in compiled code); True insists, and raises where that is not
-            possible; False never does.
-        memory_budget: bytes that a fused loss holds beside inputs and gradients; None
-            for 256 MiB on a CPU, and 2 GiB on an accelerator.
-        reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
-            "mean" (divides by the positions that are neither masked nor ignored),
-            "sum", or None for one value per position.
-        name: name of the loss.
-        dtype: "float64" computes in it; the least is float32.
+        fused: whether to compute the loss chunk by chunk, without allocating the
+            logits. "auto" does so for logits of a `LogitsHead` with at least 8192
+            classes, in compiled code. True always does, or raises if that is not
+            possible. False never does.
+        memory_budget: the bytes that a fused loss may allocate on top of its inputs and
+            gradients; None means 256 MiB on a CPU and 2 GiB on an accelerator.
+        reduction: "mean_with_sample_weight" (the mean above), "sum_over_batch_size" or
+            "mean" (divide by the number of positions that are neither masked nor
+            ignored), "sum", or None for one value per position.
+        name: the name of the loss.
+        dtype: "float64" computes in float64; the minimum is float32.
 
     Returns:
-        A scalar in nats; `[...]`, one value per position, under `reduction=None`.
+        A scalar in nats, or `[...]`, one value per position, under `reduction=None`.
 
     Raises:
-        ValueError: if an option is out of its range, `y_pred` is not what
-            `from_logits` says, or shapes do not fit; in eager code, for bad labels
-            and for negative weights under a mean that divides by them.
+        ValueError: if an option is out of range, if `y_pred` is not what `from_logits`
+            says, or if shapes do not fit; in eager code, also for bad labels, and for
+            negative weights under a mean that divides by them.
 
     Example:
         >>> model.compile("adam", loss=SoftmaxCrossEntropy())
 
     See also:
-        `SigmoidCrossEntropy`, for labels that do not exclude each other.
+        `SigmoidCrossEntropy`, for independent yes/no labels.
     """
 
     _activation = "softmax"
 
     def __init__(
         self,
-        from_logits: bool | str = "auto",
+        from_logits: FromLogits = "auto",
         *,
         class_weight: ClassWeight | None = None,
         label_smoothing: float = 0.0,
@@ -164,7 +176,7 @@ class SoftmaxCrossEntropy(LogitsLoss):
         z_loss: float = 0.0,
         ignore_index: int | None = None,
         axis: int = -1,
-        fused: bool | str = "auto",
+        fused: Fused = "auto",
         memory_budget: int | None = None,
         reduction: Reduction | None = "mean_with_sample_weight",
         name: str = "softmax_cross_entropy",
@@ -182,6 +194,9 @@ class SoftmaxCrossEntropy(LogitsLoss):
         self.memory_budget = memory_budget
         self._warned_of_plain = False
 
+    def __repr__(self) -> str:
+        return as_call(self, values=self.get_config())
+
     def get_config(self) -> dict[str, Any]:
         own = {"fused": self.fused, "memory_budget": self.memory_budget}
         return {**super().get_config(), **own}
@@ -197,60 +212,64 @@ class SoftmaxCrossEntropy(LogitsLoss):
 class SigmoidCrossEntropy(LogitsLoss):
     r"""Cross-entropy of independent yes/no units, computed from logits.
 
-    Binary and multi-label classification. Whether `y_pred` holds logits is read from
-    the mark that `LogitsHead(units, "sigmoid")` or `MarkLogits("sigmoid")` set on it.
-    It replaces Keras' `BinaryCrossentropy`, `BinaryFocalCrossentropy` and
-    `tf.nn.weighted_cross_entropy_with_logits`.
+    Use it for binary and multi-label classification. The loss reads the mark that
+    `LogitsHead(units, "sigmoid")` or `MarkLogits("sigmoid")` set on `y_pred`, so it
+    knows whether it receives logits. It replaces Keras' `BinaryCrossentropy`,
+    `BinaryFocalCrossentropy` and `tf.nn.weighted_cross_entropy_with_logits`.
 
-    The loss of one unit is that of `sigmoid_cross_entropy`. A position's value is the
-    mean over its known units, weighted by `class_weight`; the mean over everything is
-    $\sum w_i c_u \ell_{iu} / \sum w_i c_u$ over the known units, with $w$ = sample
-    weight x mask. It is 0 if every weight is 0. A sample weight of the logits' shape
-    weighs each label by itself, $w_{iu}$ in place of $w_i$; a position's value is then
+    The loss of one unit, $\ell_{iu}$, is that of `sigmoid_cross_entropy` without its
+    class weight, $c_u$. The value of a position is the mean over its known units,
+    weighted by `class_weight`. The mean over everything is
+    $\sum w_i c_u \ell_{iu} / \sum w_i c_u$ over the known units, where $w_i$ is the
+    sample weight, or 0 if the position is masked. If every weight is 0, the mean is 0.
+
+    A sample weight in the shape of the logits weighs each label separately. Then
+    $w_{iu}$ replaces $w_i$, and the value of a position is
     $\sum_u w_{iu} c_u \ell_{iu} / \sum_u c_u$.
 
-    Labels have the logits' shape (a missing or extra last axis of 1 is let pass if
-    there is one unit); bool, integer, or floating in [0, 1].
+    Labels have the shape of the logits and are bool, integer, or floating in [0, 1]. If
+    there is one unit, a last axis of size 1 may be missing or extra.
 
-    A bad label raises in eager code. In compiled code it makes the loss NaN and its
-    own gradient 0, so that the weights survive. So do values outside of [0, 1] under
-    `from_logits=False`.
+    In eager code, a bad label is an error. Compiled code cannot raise, so the loss
+    becomes NaN and the gradient of that label becomes 0, and the weights survive. The
+    same holds for values outside [0, 1] under `from_logits=False`.
 
     Args:
-        from_logits: "auto" reads the mark and refuses a tensor without one; True and
-            False say of an unmarked tensor that it holds logits or probabilities. Of
-            probabilities the slope of the logarithm is capped at 1e25.
-        class_weight: the weight of each unit: a list, or a dict of some of them.
-        pos_weight: the weight of the positive term: a number, or one for each unit.
-        label_smoothing: share of each label that moves to 1/2. From 0 to 1.
-        focal_gamma: exponent of the focal factor.
-        ignore_index: the label of single units that are unknown.
+        from_logits: "auto" reads the mark and rejects a tensor without one. True and
+            False declare that an unmarked tensor holds logits or probabilities. For
+            probabilities, the slope of the logarithm is capped at 1e25.
+        class_weight: a list with one weight per unit, or a dict with the weights of
+            some units.
+        pos_weight: the weight of the positive term, a number or one per unit.
+        label_smoothing: the share of each label that moves to 1/2, from 0 to 1.
+        focal_gamma: the exponent of the focal factor.
+        ignore_index: units with this label are unknown and do not count.
         axis: the axis of the units.
-        reduction: "mean_with_sample_weight" (as above), "sum_over_batch_size" or
-            "mean" (the sum of the positions' values over the number of positions
+        reduction: "mean_with_sample_weight" (the mean above), "sum_over_batch_size" or
+            "mean" (the sum of the positions' values, divided by the number of positions
             that are neither masked nor ignored), "sum", or None for one value per
             position.
-        name: name of the loss.
-        dtype: "float64" computes in it; the least is float32.
+        name: the name of the loss.
+        dtype: "float64" computes in float64; the minimum is float32.
 
     Returns:
-        A scalar in nats; `[...]`, one value per position, under `reduction=None`.
+        A scalar in nats, or `[...]`, one value per position, under `reduction=None`.
 
     Raises:
-        ValueError: as for `SoftmaxCrossEntropy`.
+        ValueError: as in `SoftmaxCrossEntropy`.
 
     Example:
         >>> model.compile("adam", loss=SigmoidCrossEntropy(pos_weight=3.0))
 
     See also:
-        `SoftmaxCrossEntropy`, where exactly one class is true.
+        `SoftmaxCrossEntropy`, for exactly one true class.
     """
 
     _activation = "sigmoid"
 
     def __init__(
         self,
-        from_logits: bool | str = "auto",
+        from_logits: FromLogits = "auto",
         *,
         class_weight: ClassWeight | None = None,
         pos_weight: float | list[float] | None = None,

@@ -1,52 +1,65 @@
 """The mark alone, for a model whose last layer is somebody else's."""
 
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 from keras import ops
 
-from keras_logits._typing import Activation, Tensor
+from keras_logits._typing import Activation, LayerOptions, Tensor
 from keras_logits.maths.links import check_activation
 from keras_logits.objects.predictions import producer
 from keras_logits.objects.same_keras import check_same_keras, is_symbolic
+from keras_logits.objects.shown import as_call, default_name
 from keras_logits.provenance import Mark, mark
 
 
 class MarkLogits:
-    """Marks the output of somebody else's last layer as logits.
+    """Marks the output of any last layer as logits.
 
-    The same values as a new tensor: two marks on one tensor would overwrite each other.
+    The output is a new tensor with the same values, because two marks on one tensor
+    would overwrite each other.
 
     Args:
-        activation: what turns these logits into probabilities: "softmax" or "sigmoid".
-        **kwargs: `name`, `dtype`.
+        activation: the function that turns these logits into probabilities, "softmax"
+            or "sigmoid".
+        name: the name of the layer, by default `softmax_logits` or `sigmoid_logits`.
+        **kwargs: `trainable` and `dtype`.
 
     Call arguments:
-        inputs: `[..., K]`, logits. Never probabilities: what Keras notes of its own
-            activations (TensorFlow, torch) is an error, and no more can be checked.
+        inputs: `[..., K]`, logits, never probabilities. If Keras has recorded (on
+            TensorFlow and torch) that its own softmax or sigmoid made them, that is an
+            error. Nothing else can be checked.
 
     Returns:
         The same values, marked.
 
     Raises:
-        ValueError: if `activation` is neither of the two, or `inputs` are visibly
-            probabilities.
+        ValueError: if `activation` is neither "softmax" nor "sigmoid", or if `inputs`
+            are known to be probabilities.
 
     Example:
         >>> model = keras.Sequential([backbone_with_logits, MarkLogits("softmax")])
 
     See also:
-        `LogitsHead`, which computes the logits too.
+        `LogitsHead`, which also computes the logits.
     """
 
     _keras: Any
     reports = ()  # these are a head's
     makes_logits = False
 
-    def __init__(self, activation: Activation = "softmax", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        activation: Activation = "softmax",
+        *,
+        name: str | None = None,
+        **kwargs: Unpack[LayerOptions],
+    ) -> None:
         check_activation(activation)
+        name = name or default_name(self._keras, f"{activation}_logits")
         # Half precision would round the logits of a float32 layer.
-        super().__init__(autocast=False, **kwargs)  # type: ignore[call-arg]
+        options = {"name": name, "autocast": False, **kwargs}
+        super().__init__(**options)
         self.activation = activation
         self.supports_masking = True
 
@@ -66,6 +79,9 @@ class MarkLogits:
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.copy(inputs)
+
+    def __repr__(self) -> str:
+        return as_call(self)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
