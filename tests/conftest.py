@@ -1,5 +1,6 @@
 """What every test process needs before the first import of Keras."""
 
+import contextlib
 import os
 
 import pytest
@@ -12,17 +13,52 @@ if os.environ["KERAS_BACKEND"] == "torch":
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_fast(request):
-    """On JAX, the programs of some files are hardly optimised."""
+    """What some files compile is hardly optimised."""
     is_marked = request.node.get_closest_marker("compiled_fast") is not None
-    if os.environ["KERAS_BACKEND"] != "jax" or not is_marked:
+    ways = {"jax": few_optimizations, "tensorflow": without_xla}
+    way = ways.get(os.environ["KERAS_BACKEND"]) if is_marked else None
+    with way() if way else contextlib.nullcontext():
         yield
-        return
+
+
+@contextlib.contextmanager
+def few_optimizations():
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # no other file finds these programs
+
+
+@contextlib.contextmanager
+def without_xla():
+    """XLA compiles what a test has it compile, not the passes in graphs.
+
+    Nor are graphs rewritten, which takes longer than to run them once.
+    """
+    import tensorflow as tf
+
+    from keras_logits.kernels import tensorflow, tensorflow_scores
+
+    rewriting = tf.config.optimizer.set_experimental_options
+
+    caches = (
+        tensorflow._compiled_pass,
+        tensorflow._compiled_rest,
+        tensorflow_scores._compiled,
+    )
+    function = tensorflow_scores.function
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tensorflow, tensorflow_scores):
+            patch.setattr(module, "function", lambda run, **_: function(run))
+        rewriting({"disable_meta_optimizer": True})
+        for cache in caches:
+            cache.cache_clear()
+        yield
+    rewriting({"disable_meta_optimizer": False})
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from strategies import (
     repeatable,
 )
 
+pytestmark = pytest.mark.compiled_fast
 SCALARS = REDUCTIONS[:-1]
 
 

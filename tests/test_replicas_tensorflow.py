@@ -28,6 +28,8 @@ from keras_logits import (LogitsHead, MarkLogits, SigmoidCrossEntropy,
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 two = [tf.config.LogicalDeviceConfiguration()] * 2
+# To rewrite a graph takes longer than to run it for three steps.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 tf.config.set_logical_device_configuration(cpu, two)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 

@@ -18,6 +18,7 @@ from keras_logits import (
 )
 from strategies import BACKEND, MODES
 
+pytestmark = pytest.mark.compiled_fast
 WIDTH, BATCH = 3, 4
 ROWS = 10  # so that the last batch is smaller, and the size cannot be known
 IDS = np.arange(ROWS) % BATCH

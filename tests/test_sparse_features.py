@@ -14,6 +14,7 @@ from keras_logits import (
 )
 from keras_logits.provenance import origin_of
 
+pytestmark = pytest.mark.compiled_fast
 BACKEND = keras.config.backend()
 EPS = np.finfo("float32").eps
 ROWS, WIDTH, CLASSES = 8, 6, 4

@@ -8,6 +8,7 @@ from keras import ops
 from keras_logits import LogitsHead, SigmoidCrossEntropy, SoftmaxCrossEntropy
 from strategies import MODES, REDUCTIONS, derived
 
+pytestmark = pytest.mark.compiled_fast
 rng = np.random.default_rng(0)
 Z = rng.normal(size=(4, 5, 3)).astype("float32")
 Y = (rng.random(Z.shape) < 0.5).astype("float32")

@@ -24,6 +24,7 @@ from keras_logits import (
     linear_softmax_cross_entropy,
 )
 
+pytestmark = pytest.mark.compiled_fast
 RNG = np.random.default_rng(0)
 ROWS, CLASSES, SIZE = 7, 5, 3
 IDS = RNG.integers(0, CLASSES, ROWS).astype("int32")

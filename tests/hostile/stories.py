@@ -410,6 +410,8 @@ class Story:
         scores = at_hand.astype("float64")
         own = scores[np.arange(ROWS), labels]
         if self.head == "probabilities" and a_softmax not in self.changes:
+            if own.min() < np.finfo("float32").tiny:
+                return np.inf  # float32 has lost what the loss still knows
             return np.mean(-np.log(own))
         return np.mean(np.logaddexp.reduce(scores, -1) - own)
 
