@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 REPORT = re.compile(r"^<!-- report: (\w+) -->$", re.MULTILINE)
 PLOT = re.compile(r"^<!-- plot: ([\w-]+) \| (.+) \| (.+) -->$", re.MULTILINE)
+TITLE = re.compile(r"^# .+$", re.MULTILINE)
 NOT_MEASURED = (
     "This was not measured yet in the tree that these pages were built from; "
     "`make bench` measures it."
@@ -30,10 +31,18 @@ def on_files(files: Files, config: Any) -> Files:
             # Run, not imported: a server that watches would import it once.
             script = runpy.run_path(str(ROOT / "tools" / name))
             script["write_plots"](Path(folder))
-        for plot in sorted(Path(folder).iterdir()):
-            name = f"plots/{plot.name}"
-            files.append(File.generated(config, name, content=plot.read_bytes()))
+        _append_all(files, config, "plots", Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        script = runpy.run_path(str(ROOT / "tools" / "docs_notebooks.py"))
+        script["write_notebooks"](Path(folder))
+        _append_all(files, config, "notebooks", Path(folder))
     return files
+
+
+def _append_all(files: Files, config: Any, name: str, folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        address = f"{name}/{path.name}"
+        files.append(File.generated(config, address, content=path.read_bytes()))
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **kwargs: Any) -> str:
@@ -46,6 +55,10 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **kwargs: Any) -> s
         pair = f"{plot}-light.svg#only-light)\n{plot}-dark.svg#only-dark)"
         return f"{pair}\n\n*{found[2]}*"
 
+    notebook = f"notebooks/{Path(page.file.src_uri).stem}.ipynb"
+    if notebook in files.src_uris and page.meta.get("lang") is None:
+        link = f"[Download this page as a notebook]({to_root}{notebook})"
+        markdown = TITLE.sub(rf"\g<0>\n\n{link}", markdown, count=1)
     markdown = PLOT.sub(picture, markdown)
     return REPORT.sub(lambda found: report(found[1]), markdown)
 
