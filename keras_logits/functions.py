@@ -182,8 +182,8 @@ def linear_softmax_cross_entropy(
     with `squash(a) = softcap * tanh(a / softcap) / temperature`. The logits are the
     largest tensor of a language model. Here only one chunk of them exists at a time. If
     the result is a scalar, the forward pass also computes the gradients. That takes
-    three matrix products, as many as the plain loss. One value per position takes a
-    fourth product, in the backward pass. Positions of weight 0 are excluded from all
+    three matrix products, as many as the plain loss. With one value per position, the
+    backward pass needs a fourth. Positions of weight 0 are excluded from all
     products. If arrays are sharded across devices, or if the features are sparse, the
     loss runs unfused, with a warning.
 
@@ -201,8 +201,8 @@ def linear_softmax_cross_entropy(
             positions.
         z_loss: the weight of the penalty on the logsumexp of the logits.
         ignore_index: positions with this label do not count.
-        softcap: the bound on the logits before the temperature divides them; None for
-            no bound. A bias of -inf still masks its class.
+        softcap: the bound on the logits, applied before the temperature; None for no
+            bound. A bias of -inf still masks its class.
         temperature: the divisor of the logits.
         transpose_kernel: True if the kernel is `[V, D]`, like the matrix of an
             `Embedding`.

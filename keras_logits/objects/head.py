@@ -59,8 +59,8 @@ class LogitsHead:
             metrics and `predict` then see probabilities, and the loss still uses the
             logits.
         use_bias: whether to add the bias b.
-        softcap: s, the bound on the logits before the temperature divides them; None
-            for no bound. A bias of -inf still masks its class.
+        softcap: s, the bound on the logits, applied before the temperature; None for
+            no bound. A bias of -inf still masks its class.
         temperature: the divisor of the logits. Above 1 it flattens the probabilities.
         tied_to: an `Embedding` with `units` rows. Its matrix, transposed, is the
             kernel, and this layer creates none of its own. With a

@@ -121,9 +121,9 @@ class SoftmaxCrossEntropy(LogitsLoss):
     size 1. Distributions have the shape of the logits.
 
     In eager code, a bad label is an error. Compiled code cannot raise, so the loss
-    becomes NaN and the gradient of that label becomes 0, and the weights survive. The
-    same holds for values outside [0, 1] under `from_logits=False`. Callbacks that watch
-    the training loss see that NaN, so let them watch `val_loss`.
+    becomes NaN instead. The gradient for that label is 0, so the weights stay intact.
+    The same holds for values outside [0, 1] under `from_logits=False`.
+    Callbacks that watch the training loss see that NaN, so let them watch `val_loss`.
 
     Args:
         from_logits: "auto" reads the mark and rejects a tensor without one. True and
@@ -231,8 +231,8 @@ class SigmoidCrossEntropy(LogitsLoss):
     there is one unit, a last axis of size 1 may be missing or extra.
 
     In eager code, a bad label is an error. Compiled code cannot raise, so the loss
-    becomes NaN and the gradient of that label becomes 0, and the weights survive. The
-    same holds for values outside [0, 1] under `from_logits=False`.
+    becomes NaN instead. The gradient for that label is 0, so the weights stay intact.
+    The same holds for values outside [0, 1] under `from_logits=False`.
 
     Args:
         from_logits: "auto" reads the mark and rejects a tensor without one. True and
