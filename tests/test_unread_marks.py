@@ -79,7 +79,7 @@ def test_half_a_migration_is_reported_once(loss):
     model = sequential(LogitsHead(4, name="scores"))
     (message,) = told(model, BAD[loss])
     assert "logits of 'scores'" in message
-    assert "Write loss=SoftmaxCrossEntropy()" in message
+    assert "\nFix: model.compile(..., loss=SoftmaxCrossEntropy())" in message
     assert "compute_loss" not in vars(model)
 
 
@@ -93,13 +93,13 @@ def test_a_sigmoid_is_told_its_own_loss():
     (message,) = told(
         sequential(LogitsHead(4, "sigmoid")), "binary_crossentropy", UNITS
     )
-    assert "Write loss=SigmoidCrossEntropy()" in message
+    assert "\nFix: model.compile(..., loss=SigmoidCrossEntropy())" in message
 
 
 def test_one_step_of_evaluation_is_enough():
     model = sequential(LogitsHead(4))
     model.compile("sgd", loss=SPARSE)
-    with pytest.warns(UserWarning, match="`loss` takes probabilities"):
+    with pytest.warns(UserWarning, match="`loss` expects probabilities"):
         model.evaluate(X, IDS, verbose=0)
 
 
