@@ -263,8 +263,8 @@ def test_the_output_of_keras_own_activation_is_refused(family, says):
     y_pred = keras.layers.Activation(family.activation)(LOGITS / 100)
     expected = (
         r"Received: .*output of a Keras softmax or sigmoid \(probabilities\)\n"
-        r"Fix: remove that softmax or sigmoid if a LogitsHead comes before it\..*use "
-        rf"LogitsHead\(units, activation='{family.activation}'\) in its place"
+        r"Fix: remove that softmax or sigmoid if a LogitsHead comes before it\. "
+        rf"Otherwise, replace it with LogitsHead\(units, activation='{family.activation}'"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(says), family, y_pred)

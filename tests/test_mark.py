@@ -518,7 +518,7 @@ def out_of_a_forward_pass_compiled_apart():
 
 
 OUT_OF_REACH = {
-    "a layer after it, which made a new tensor": after_a_new_tensor,
+    "a layer after it, such as Softmax or Reshape": after_a_new_tensor,
     "TimeDistributed around it": inside_time_distributed,
     r"predict\(\), whose output is never marked": out_of_predict,
     "a RematScope around the whole model": under_a_remat_scope_of_the_whole_model,

@@ -55,7 +55,7 @@ def told(model, loss, y=IDS, steps=3, **options):
         warnings.simplefilter("always")
         for _ in range(steps):
             model.train_on_batch(X, y)
-    return [str(w.message) for w in said if "`loss` takes" in str(w.message)]
+    return [str(w.message) for w in said if "`loss` expects" in str(w.message)]
 
 
 def own_loss(y_true, logits):

@@ -20,10 +20,10 @@ from keras_logits.provenance import Mark, origin_of, was_compiled_apart
 _LOSS_OF = {"softmax": "SoftmaxCrossEntropy()", "sigmoid": "SigmoidCrossEntropy()"}
 _CAUSES = (
     "If the model ends with LogitsHead or MarkLogits, one of these dropped the mark:\n"
-    "- a layer after it, which made a new tensor\n"
+    "- a layer after it, such as Softmax or Reshape, which made a new tensor\n"
     "- TimeDistributed around it (LogitsHead takes any rank by itself)\n"
     "- a RematScope around the whole model\n"
-    "- torch.compile, if it compiled the model apart from the loss\n"
+    "- a model compiled apart from the loss (torch.compile does so at a graph break)\n"
     "- autocast, if it converted the input of the layer that calls the loss\n"
     "- the loss in a metric on JAX\n"
     "- predict(), whose output is never marked"
@@ -156,8 +156,8 @@ def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
 
 def _without_activation(activation: Activation) -> str:
     return (
-        "remove that softmax or sigmoid if a LogitsHead comes before it. If not, use "
-        f"LogitsHead(units, activation={activation!r}) in its place."
+        "remove that softmax or sigmoid if a LogitsHead comes before it. Otherwise, "
+        f"replace it with LogitsHead(units, activation={activation!r})."
     )
 
 
