@@ -258,13 +258,15 @@ def test_probabilities_are_seen_along_the_axis_of_the_classes():
 
 @families
 @pytest.mark.parametrize("says", ["auto", True])
-def test_the_output_of_keras_own_activation_is_refused(family, says):
+@pytest.mark.parametrize("made", [by_head, lambda _: LOGITS / 100], ids=["head", "no"])
+def test_the_output_of_keras_own_activation_is_refused(family, made, says):
     """Keras notes on the tensor what it was made from."""
-    y_pred = keras.layers.Activation(family.activation)(LOGITS / 100)
+    activation = family.activation
+    y_pred = keras.layers.Activation(activation)(made(activation))
     expected = (
         r"Received: .*output of a Keras softmax or sigmoid \(probabilities\)\n"
         r"Fix: remove that softmax or sigmoid if a LogitsHead comes before it\. "
-        rf"Otherwise, replace it with LogitsHead\(units, activation='{family.activation}'"
+        rf"Otherwise, replace it with LogitsHead\(units, activation='{activation}'\)"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(says), family, y_pred)
