@@ -719,7 +719,7 @@ def test_bad_input_is_named_and_shown_with_a_remedy(case):
     with pytest.raises(ValueError, match="Received") as caught:
         call()
     message = str(caught.value)
-    expected = rf"^{argument}.*\nReceived: .*{received}.*\nFix: .*{remedy}"
+    expected = rf"(?m)^{argument}.*\nReceived: .*{received}.*\nFix: .*{remedy}"
     assert re.search(expected, message), f"{message}\ndoes not match\n{expected}"
 
 
@@ -934,7 +934,6 @@ def words(node, functions, depth=2):
         called = getattr(getattr(part, "func", None), "id", None)
         if called in functions and depth:
             found.append(words(functions[called], functions, depth - 1))
-
         if isinstance(part, ast.Name) and part.id.startswith("NO_"):
             found.append(getattr(contract, part.id))
     return " ".join(found)
