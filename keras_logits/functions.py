@@ -260,9 +260,10 @@ def linear_softmax_cross_entropy(
 @functools.cache  # so that it is said once
 def _warn_of_plain(obstacle: str) -> None:
     warnings.warn(
-        "`linear_softmax_cross_entropy` runs plain here, and holds all logits: "
-        f"{obstacle} Write softmax_cross_entropy(labels, features @ kernel) to "
-        "silence this warning.",
+        "`linear_softmax_cross_entropy` runs unfused here and allocates all logits: "
+        f"{obstacle}\n"
+        "Call softmax_cross_entropy(labels, features @ kernel) to silence this "
+        "warning.",
         stacklevel=3,
     )
 

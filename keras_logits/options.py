@@ -18,10 +18,11 @@ SMALLEST = float(np.finfo("float32").tiny)
 def check_number(name: str, value: Any, highest: float = LARGEST) -> float:
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= highest:
-        upper = ", and finite" if highest == LARGEST else f" and at most {highest:g}"
+        upper = "finite" if highest == LARGEST else f"at most {highest:g}"
         raise ValueError(
-            f"`{name}` must be a number, at least 0{upper}. Received: "
-            f"{name}={shown(value)}. Write {name}=0.0 to do without it."
+            f"`{name}` must be a number, at least 0 and {upper}.\n"
+            f"Received: {name}={shown(value)}\n"
+            f"Fix: {name}=0.0, to turn it off."
         )
     return float(value)
 
@@ -34,8 +35,9 @@ def check_positive(name: str, value: Any, optional: bool = False) -> None:
         return
     neutral = "None" if optional else "1.0"
     raise ValueError(
-        f"`{name}` must be a finite number above 0. Received: {name}={shown(value)}. "
-        f"Write {name}={neutral} to do without it."
+        f"`{name}` must be a finite number above 0.\n"
+        f"Received: {name}={shown(value)}\n"
+        f"Fix: {name}={neutral}, to turn it off."
     )
 
 
@@ -45,8 +47,9 @@ def check_memory_budget(memory_budget: Any) -> None:
     whole = isinstance(memory_budget, int) and not isinstance(memory_budget, bool)
     if not whole or memory_budget < 1:
         raise ValueError(
-            "`memory_budget` must be a number of bytes, or None. Received: "
-            f"memory_budget={memory_budget!r}. Write memory_budget=2**28 for 256 MiB."
+            "`memory_budget` must be a whole number of bytes, or None.\n"
+            f"Received: memory_budget={memory_budget!r}\n"
+            "Fix: memory_budget=2**28, for 256 MiB."
         )
 
 
@@ -58,18 +61,19 @@ def check_linear(
     rank = len(kernel.shape)
     if rank != 2 or kernel.shape[inner] != features.shape[-1]:
         form = "[V, D]" if transposed else "[D, V]"
-        other = "False" if transposed else "True"
+        transpose, other = ("[D, V]", False) if transposed else ("[V, D]", True)
         raise ValueError(
-            f"`kernel` must be {form} for features [..., D]. Received: features of "
-            f"shape {tuple(features.shape)} and a kernel of shape "
-            f"{tuple(kernel.shape)}, with transpose_kernel={transposed}. Write "
-            f"transpose_kernel={other} if its axes are the other way round."
+            f"`kernel` must be {form} for features [..., D].\n"
+            f"Received: features of shape {tuple(features.shape)} and a kernel of "
+            f"shape {tuple(kernel.shape)}, with transpose_kernel={transposed}\n"
+            f"Fix: transpose_kernel={other}, if the kernel is {transpose} instead."
         )
     if bias is not None and tuple(bias.shape) != (kernel.shape[outer],):
         raise ValueError(
-            f"`bias` must have one value for each class. Received: a bias of shape "
-            f"{tuple(bias.shape)} and a kernel of shape {tuple(kernel.shape)}. Write a "
-            f"bias of shape ({kernel.shape[outer]},)."
+            "`bias` must have one value for each class.\n"
+            f"Received: a bias of shape {tuple(bias.shape)} and a kernel of shape "
+            f"{tuple(kernel.shape)}\n"
+            f"Fix: a bias of shape ({kernel.shape[outer]},)."
         )
 
 
@@ -84,17 +88,19 @@ def check_ignore_index(ignore_index: Any) -> None:
         or not bounds.min <= ignore_index <= bounds.max
     ):
         raise ValueError(
-            "`ignore_index` must be an integer of 32 bits, the label of positions that "
-            f"do not count. Received: ignore_index={shown(ignore_index)}. Write "
-            "ignore_index=-1, or None."
+            "`ignore_index` must be a 32-bit integer, the label of the positions to "
+            "ignore.\n"
+            f"Received: ignore_index={shown(ignore_index)}\n"
+            "Fix: ignore_index=-1, or None to ignore nothing."
         )
 
 
 def check_axis(axis: Any) -> None:
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         raise ValueError(
-            "`axis` must be an integer, the axis of the classes. Received: "
-            f"axis={axis!r}. Write axis=-1 for classes on the last axis."
+            "`axis` must be an integer, the axis of the classes.\n"
+            f"Received: axis={axis!r}\n"
+            "Fix: axis=-1, if the classes are on the last axis."
         )
 
 

@@ -134,11 +134,13 @@ def origin_of(tensor: Tensor) -> Mark | None:
     version = tensors.version_of(tensor)
     if entry.version != version:
         raise ValueError(
-            "`y_pred` was changed in place after it was marked as logits, so that its "
-            f"mark {entry.mark!r} no longer describes it. Received: version "
-            f"{version} of a tensor that was marked at {entry.version}. "
-            "Write y_pred = y_pred * scale in place of y_pred *= scale, and mark the "
-            "result with MarkLogits()."
+            "`y_pred` was changed in place after it was marked, so its mark is no "
+            "longer valid.\n"
+            f"Received: version {version} of a tensor with {entry.mark!r}, marked at "
+            f"version {entry.version}\n"
+            "Fix: y_pred = y_pred * scale, in place of y_pred *= scale.\n"
+            "If the result holds logits, mark it with "
+            f"MarkLogits({entry.mark.activation!r})."
         )
     return _of(entry)
 

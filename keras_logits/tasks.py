@@ -49,10 +49,11 @@ class SoftmaxTask:
     ) -> None:
         if from_probabilities and options.z_loss:
             raise ValueError(
-                "`z_loss` needs logits: it penalises their logsumexp, which "
-                "probabilities no longer have. Received: "
-                f"z_loss={options.z_loss!r} and from_logits=False. Write z_loss=0.0, "
-                "or end the model with LogitsHead."
+                "`z_loss` needs logits. It penalises their logsumexp, which is lost in "
+                "probabilities.\n"
+                f"Received: z_loss={options.z_loss!r} and from_logits=False\n"
+                "Fix: end the model with LogitsHead(units) and omit from_logits.\n"
+                "To keep the probabilities: z_loss=0.0."
             )
         shape = known_rank(scores)
         axis = checked_axis(options.axis, shape)
@@ -108,10 +109,11 @@ class SoftmaxTask:
         classes = _known_classes(known_rank(self.scores), self.axis, "ignore_index")
         if not 0 <= ignore_index < classes:
             raise ValueError(
-                "`ignore_index` must be one of the classes if labels are distributions,"
-                " which cannot hold any other. Received: "
-                f"ignore_index={ignore_index} and labels of the shape of the logits, "
-                f"{tuple(self.scores.shape)}. Write sample_weight=0 for such positions."
+                "`ignore_index` must be one of the classes if labels are "
+                "distributions. They cannot hold any other value.\n"
+                f"Received: ignore_index={ignore_index} and labels of the shape of the "
+                f"logits, {tuple(self.scores.shape)}\n"
+                "Fix: sample_weight=0 for the positions to ignore."
             )
         ignored = ops.take(self.labels, ignore_index, axis=self.axis)
         total = ops.sum(self.labels, axis=self.axis)
@@ -258,16 +260,16 @@ def _known_classes(shape: Shape, axis: int, name: str) -> int:
     classes = shape[axis]
     if classes is None:
         raise ValueError(
-            f"`{name}` needs a known number of classes. Received: {name} and logits of "
-            f"shape {shape}, with axis={axis}. Give them their shape with "
-            "keras.ops.reshape(logits, (-1, number_of_classes))."
+            f"`{name}` needs a known number of classes.\n"
+            f"Received: {name} and logits of shape {shape}, with axis={axis}\n"
+            "Fix: logits = keras.ops.reshape(logits, (-1, number_of_classes))"
         )
     return classes
 
 
 _ONE_CLASS = (
-    "For a yes/no output write LogitsHead(1, 'sigmoid') and SigmoidCrossEntropy(), or "
-    "sigmoid_cross_entropy(labels, logits)."
+    "LogitsHead(1, 'sigmoid') with SigmoidCrossEntropy(), for a yes/no output.\n"
+    "In a custom loop: sigmoid_cross_entropy(labels, logits)."
 )
 
 

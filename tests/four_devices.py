@@ -150,7 +150,7 @@ def warned(function, *batch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = function(*batch)
-    return found, sum("runs plain here" in str(w.message) for w in caught)
+    return found, sum("runs unfused here" in str(w.message) for w in caught)
 
 
 def report(name, found, expected, warnings):

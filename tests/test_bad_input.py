@@ -23,9 +23,7 @@ from keras_logits import (
 from keras_logits.kernels import contract
 
 BACKEND = keras.config.backend()
-REMEDY = re.compile(
-    r"\b([Ww]rite|End the model|[Ll]eave|Reshape|Set|Give|Pass|mark the result)\b"
-)
+
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 Z = np.random.default_rng(1).normal(size=(6, 4)).astype("float32")
 Y = np.arange(6) % 4
@@ -67,94 +65,94 @@ def tied(rows=4, width=3, **options):
 CASES = {
     # The head
     "units 0": (lambda: LogitsHead(0), "`units`", "units=0", r"LogitsHead\(10\)"),
-    "units below 0": (lambda: LogitsHead(-2), "`units`", "units=-2", "Write"),
-    "units of half": (lambda: LogitsHead(2.5), "`units`", r"units=2\.5", "Write"),
-    "units that are true": (lambda: LogitsHead(True), "`units`", "=True", "Write"),
-    "units as text": (lambda: LogitsHead("10"), "`units`", "units='10'", "Write"),
+    "units below 0": (lambda: LogitsHead(-2), "`units`", "units=-2", r"\w"),
+    "units of half": (lambda: LogitsHead(2.5), "`units`", r"units=2\.5", r"\w"),
+    "units that are true": (lambda: LogitsHead(True), "`units`", "=True", r"\w"),
+    "units as text": (lambda: LogitsHead("10"), "`units`", "units='10'", r"\w"),
     "one class": (
         lambda: LogitsHead(1),
         "`units` must be at least 2 for a softmax",
         "units=1",
-        r"write LogitsHead\(1, activation='sigmoid'\) and SigmoidCrossEntropy\(\)",
+        r"LogitsHead\(1, activation='sigmoid'\) with SigmoidCrossEntropy\(\)",
     ),
     "unknown activation": (
         lambda: LogitsHead(3, "relu"),
         "`activation` must be 'softmax'.* or 'sigmoid'",
         "activation='relu'",
-        r"write keras\.layers\.Dense",
+        r"keras\.layers\.Dense",
     ),
     "activation as a function": (
         lambda: LogitsHead(3, keras.activations.softmax),
         "`activation`",
         "activation=<function softmax",
-        "write",
+        r"\w",
     ),
     "no activation": (
         lambda: LogitsHead(3, None),
         "`activation`",
         "activation=None",
-        "write",
+        r"\w",
     ),
     "activation of a mark": (
         lambda: MarkLogits("linear"),
         "`activation`",
         "activation='linear'",
-        "write",
+        r"\w",
     ),
     "activation of probabilities": (
         lambda: probabilities(Z, "tanh"),
         "`activation`",
         "activation='tanh'",
-        "write",
+        r"\w",
     ),
     "unknown returns": (
         lambda: LogitsHead(3, returns="scores"),
         "`returns` must be 'logits' or 'probabilities'",
         "returns='scores'",
-        "Write returns='probabilities'",
+        "returns='probabilities'",
     ),
     "unknown returns of a call": (
         lambda: LogitsHead(3)(X, returns="both"),
         "`returns`",
         "returns='both'",
-        "Write",
+        r"\w",
     ),
     "softcap 0": (
         lambda: LogitsHead(3, softcap=0.0),
         "`softcap`",
         r"softcap=0\.0",
-        "Write softcap=None",
+        "softcap=None",
     ),
     "temperature below 0": (
         lambda: LogitsHead(3, temperature=-1.0),
         "`temperature`",
         r"temperature=-1\.0",
-        r"Write temperature=1\.0",
+        r"temperature=1\.0",
     ),
     "temperature NaN": (
         lambda: LogitsHead(3, temperature=np.nan),
         "`temperature`",
         "temperature=nan",
-        r"Write temperature=1\.0",
+        r"temperature=1\.0",
     ),
     "no temperature": (
         lambda: LogitsHead(3, temperature=None),
         "`temperature`",
         "temperature=None",
-        "Write",
+        r"\w",
     ),
     "features of unknown size": (
         lambda: LogitsHead(3).build((None, None)),
         "`inputs` must have a known last size",
         r"shape \(None, None\)",
-        r"Write keras\.Input",
+        r"keras\.Input",
     ),
     # Tied weights
     "tied with an initializer": (
         lambda: tied(kernel_initializer="zeros"),
         "`tied_to` excludes",
         "kernel_initializer",
-        "Give these to the Embedding",
+        r"Embedding\(\.\.\., embeddings_initializer=",
     ),
     "tied with a regularizer": (
         lambda: tied(kernel_regularizer="l2"),
@@ -172,276 +170,276 @@ CASES = {
         lambda: tied(rows=7),
         "`tied_to` must have as many rows as the head has units",
         "7 rows and units=4",
-        r"Write LogitsHead\(7, tied_to=",
+        r"LogitsHead\(7, tied_to=",
     ),
     "tied to another width": (
         lambda: tied(width=5),
         "`tied_to` must be as wide as the features",
         "width 5 and features of width 3",
-        r"Write keras\.layers\.Dense\(5\)",
+        r"keras\.layers\.Dense\(5\)",
     ),
     "tied to a Dense": (
         lambda: LogitsHead(4, tied_to=keras.layers.Dense(4)),
         "`tied_to` must be an Embedding",
         "tied_to=<Dense",
-        r"Write tied_to=keras\.layers\.Embedding\(4, width\)",
+        r"tied_to=keras\.layers\.Embedding\(4, width\)",
     ),
     # Options
     "smoothing below 0": (
         lambda: softmax(label_smoothing=-0.1),
-        "`label_smoothing` must be .* at least 0 and at most 1",
+        "`label_smoothing` must be a number, at least 0 and at most 1",
         r"label_smoothing=-0\.1",
-        r"Write label_smoothing=0\.0",
+        r"label_smoothing=0\.0",
     ),
     "smoothing above 1": (
         lambda: sigmoid(label_smoothing=1.5),
         "`label_smoothing`",
         r"label_smoothing=1\.5",
-        "Write",
+        r"\w",
     ),
     "smoothing of a function": (
         lambda: of_softmax(label_smoothing=2.0),
         "`label_smoothing`",
         r"label_smoothing=2\.0",
-        "Write",
+        r"\w",
     ),
     "smoothing as text": (
         lambda: of_sigmoid(label_smoothing="0.1"),
         "`label_smoothing`",
         r"label_smoothing='0\.1'",
-        "Write",
+        r"\w",
     ),
     "smoothing that is true": (
         lambda: softmax(label_smoothing=True),
         "`label_smoothing`",
         "label_smoothing=True",
-        "Write",
+        r"\w",
     ),
     "gamma below 0": (
         lambda: softmax(focal_gamma=-2),
         "`focal_gamma`",
         "focal_gamma=-2",
-        r"Write focal_gamma=0\.0",
+        r"focal_gamma=0\.0",
     ),
     "gamma without end": (
         lambda: of_sigmoid(focal_gamma=np.inf),
         "`focal_gamma`",
         "focal_gamma=inf",
-        "Write",
+        r"\w",
     ),
     "z_loss NaN": (
         lambda: softmax(z_loss=np.nan),
         "`z_loss`",
         "z_loss=nan",
-        r"Write z_loss=0\.0",
+        r"z_loss=0\.0",
     ),
     "z_loss of probabilities": (
         lambda: SoftmaxCrossEntropy(False, z_loss=0.1)(Y, np.full((6, 4), 0.25)),
         "`z_loss` needs logits",
         r"z_loss=0\.1 and from_logits=False",
-        r"Write z_loss=0\.0, or end the model with LogitsHead",
+        r"end the model with LogitsHead\(units\).*\n.*: z_loss=0\.0",
     ),
     "unknown reduction": (
         lambda: SoftmaxCrossEntropy(reduction="average"),
         r"`reduction` must be one of \('mean_with_sample_weight', .*None\)",
         "reduction='average'",
-        "write reduction='mean_with_sample_weight'",
+        "reduction='mean_with_sample_weight'",
     ),
     "reduction of tf-keras": (
         lambda: SigmoidCrossEntropy(reduction="auto"),
         "`reduction`",
         "reduction='auto'",
-        "write",
+        r"\w",
     ),
     "unknown from_logits": (
         lambda: SoftmaxCrossEntropy("yes"),
         "`from_logits` must be 'auto'",
         "from_logits='yes'",
-        "Leave it out",
+        "omit from_logits",
     ),
     "no from_logits": (
         lambda: SigmoidCrossEntropy(None),
         "`from_logits`",
         "from_logits=None",
-        "Leave it out",
+        "omit from_logits",
     ),
     "from_logits 1": (
         lambda: SigmoidCrossEntropy(1),
         "`from_logits`",
         "from_logits=1",
-        "Leave it out",
+        "omit from_logits",
     ),
     "ignore_index of half": (
         lambda: softmax(ignore_index=-1.5),
-        "`ignore_index` must be an integer",
+        "`ignore_index` must be a 32-bit integer",
         r"ignore_index=-1\.5",
-        "Write ignore_index=-1",
+        "ignore_index=-1",
     ),
     "ignore_index as text": (
         lambda: of_sigmoid(ignore_index="pad"),
         "`ignore_index`",
         "ignore_index='pad'",
-        "Write",
+        r"\w",
     ),
     "ignore_index that no distribution holds": (
         lambda: softmax(UNITS, ignore_index=-1),
         "`ignore_index` must be one of the classes",
         r"ignore_index=-1 and labels of the shape of the logits, \(6, 4\)",
-        "Write sample_weight=0",
+        "sample_weight=0",
     ),
     "axis out of range": (
         lambda: softmax(axis=2),
         "`axis` must be an axis of the logits",
         r"axis=2 and logits of shape \(6, 4\)",
-        "Write axis=-1",
+        "axis=-1",
     ),
-    "axis of half": (lambda: softmax(axis=0.5), "`axis`", r"axis=0\.5", "Write"),
-    "no axis": (lambda: of_sigmoid(axis=None), "`axis`", "axis=None", "Write"),
+    "axis of half": (lambda: softmax(axis=0.5), "`axis`", r"axis=0\.5", r"\w"),
+    "no axis": (lambda: of_sigmoid(axis=None), "`axis`", "axis=None", r"\w"),
     # Class weights
     "class_weight too short": (
         lambda: softmax(class_weight=[1.0, 2.0]),
         "`class_weight` must have one value for each class",
         "length 2 and logits of 4 classes",
-        "Write 4 values, or a dict",
+        "a list of 4 numbers, or a dict",
     ),
     "class_weight too long": (
         lambda: of_sigmoid(class_weight=[1.0] * 5),
         "`class_weight`",
         "length 5 and logits of 4 classes",
-        "Write 4 values",
+        "a list of 4 numbers",
     ),
     "class_weight below 0": (
         lambda: SoftmaxCrossEntropy(class_weight=[1.0, -1.0, 1.0, 1.0]),
         "`class_weight` must",
         r"class_weight=\[1\.0, -1\.0",
-        r"Write 0\.0 for a class",
+        r"class_weight=\{0: 2\.0, 1: 0\.0\}.*0\.0 excludes one",
     ),
     "class_weight below 0 in a dict": (
         lambda: SigmoidCrossEntropy(class_weight={2: -1.0}),
         "`class_weight` must",
         r"class_weight=\{2: -1\.0\}",
-        "Write",
+        r"\w",
     ),
     "class_weight NaN": (
         lambda: of_softmax(class_weight=[1.0, np.nan, 1.0, 1.0]),
         "`class_weight` must",
         r"class_weight=\[1\.0, nan",
-        "Write",
+        r"\w",
     ),
     "class_weight without end": (
         lambda: of_softmax(class_weight=[1.0, np.inf, 1.0, 1.0]),
         "`class_weight` must",
         r"class_weight=\[1\.0, inf",
-        "Write",
+        r"\w",
     ),
     "class_weight of a class too many": (
         lambda: softmax(class_weight={0: 1.0, 4: 2.0}),
         "`class_weight` names classes that the logits do not have",
         r"classes \[4\] and logits of 4 classes",
-        "Write keys from 0 to 3",
+        "keys from 0 to 3",
     ),
     "class_weight by name": (
         lambda: SoftmaxCrossEntropy(class_weight={"cat": 2.0}),
         "`class_weight`",
         r"class_weight=\{'cat': 2\.0\}",
-        "Write",
+        r"\w",
     ),
     "class_weight of half a class": (
         lambda: SoftmaxCrossEntropy(class_weight={1.5: 2.0}),
         "`class_weight`",
         r"class_weight=\{1\.5: 2\.0\}",
-        "Write",
+        r"\w",
     ),
     "class_weight as a number": (
         lambda: SoftmaxCrossEntropy(class_weight=2.0),
         "`class_weight`",
         r"class_weight=2\.0",
-        "Write",
+        r"\w",
     ),
     "class_weight as text": (
         lambda: SoftmaxCrossEntropy(class_weight="balanced"),
         "`class_weight`",
         "class_weight='balanced'",
-        "Write",
+        r"\w",
     ),
     "class_weight without a value": (
         lambda: of_softmax(class_weight=[1.0, None, 1.0, 1.0]),
         "`class_weight`",
         r"class_weight=\[1\.0, None",
-        "Write",
+        r"\w",
     ),
     "class_weight of a matrix": (
         lambda: of_softmax(class_weight=[[1.0, 2.0], [3.0, 4.0]]),
         "`class_weight`",
         r"class_weight=\[\[1\.0",
-        "Write",
+        r"\w",
     ),
     "pos_weight below 0": (
         lambda: sigmoid(pos_weight=-3.0),
         "`pos_weight`",
         r"pos_weight=-3\.0",
-        "Write",
+        r"\w",
     ),
     "pos_weight below 0 for a unit": (
         lambda: sigmoid(pos_weight=[1.0, 1.0, 1.0, -3.0]),
         "`pos_weight`",
         r"pos_weight=\[1\.0",
-        "Write",
+        r"\w",
     ),
     "pos_weight too short": (
         lambda: of_sigmoid(pos_weight=[1.0, 2.0]),
         "`pos_weight` must have one value for each",
         "length 2 and logits of 4",
-        "Write 4 values",
+        "a list of 4 numbers",
     ),
     "pos_weight as text": (
         lambda: of_sigmoid(pos_weight="balanced"),
         "`pos_weight`",
         "pos_weight='balanced'",
-        "Write",
+        r"\w",
     ),
     # Shapes
     "labels of other classes": (
         lambda: softmax(np.eye(5)[Y]),
         r"`labels` must be class ids.*\(6,\).*or distributions.*\(6, 4\)",
         r"labels of shape \(6, 5\) and logits of shape \(6, 4\)",
-        r"Write LogitsHead\(5\) if there are that many classes",
+        r"LogitsHead\(5\), if there are that many classes",
     ),
     "labels of other rows": (
         lambda: softmax(Y[:5]),
         "`labels`",
         r"labels of shape \(5,\) and logits of shape \(6, 4\)",
-        r"Reshape them to \(6,\), or write axis=",
+        r"labels of shape \(6,\), or axis=",
     ),
     "labels without an axis": (
         lambda: softmax_cross_entropy(1, Z),
         "`labels`",
         r"labels of shape \(\) and logits of shape \(6, 4\)",
-        "Reshape",
+        r"labels of shape \(6,\)",
     ),
     "labels of rank 3": (
         lambda: softmax(Y[:, None, None]),
         "`labels`",
         r"labels of shape \(6, 1, 1\) and logits of shape \(6, 4\)",
-        r"Reshape them to \(6,\)",
+        r"labels of shape \(6,\)",
     ),
     "class ids for a sigmoid": (
         lambda: sigmoid(Y),
         "`labels` must have the shape of the logits",
         r"labels of shape \(6,\) and logits of shape \(6, 4\)",
-        r"write SoftmaxCrossEntropy\(\) and LogitsHead",
+        r"SoftmaxCrossEntropy\(\) and LogitsHead",
     ),
     "a column of labels for four units": (
         lambda: sigmoid(UNITS[:, :1]),
         "`labels`",
         r"labels of shape \(6, 1\) and logits of shape \(6, 4\)",
-        "write",
+        r"\w",
     ),
     "a row of labels for all": (
         lambda: sigmoid(UNITS[:1]),
         "`labels`",
         r"labels of shape \(1, 4\) and logits of shape \(6, 4\)",
-        "write",
+        r"\w",
     ),
     "logits without an axis": (
         lambda: softmax_cross_entropy(0, 1.0),
@@ -453,19 +451,19 @@ CASES = {
         lambda: softmax(weight=np.ones(5)),
         "`sample_weight` must have the shape of the losses",
         r"sample_weight of shape \(5,\) and losses of shape \(6,\)",
-        r"Reshape it to \(6,\)",
+        r"sample_weight of shape \(6,\)",
     ),
     "sample_weight of the logits' shape": (
         lambda: softmax(weight=np.ones((6, 4))),
         "`sample_weight`",
         r"sample_weight of shape \(6, 4\) and losses of shape \(6,\)",
-        r"Reshape it to \(6,\)",
+        r"sample_weight of shape \(6,\)",
     ),
     "sample_weight of other units": (
         lambda: sigmoid(weight=np.ones((6, 3))),
         "`sample_weight`",
         r"sample_weight of shape \(6, 3\) and losses of shape \(6,\)",
-        r"Reshape it to \(6,\)",
+        r"sample_weight of shape \(6,\)",
     ),
     "sample_weight along the wrong axis": (
         lambda: SoftmaxCrossEntropy(True)(
@@ -473,147 +471,147 @@ CASES = {
         ),
         "`sample_weight`",
         r"sample_weight of shape \(3,\) and losses of shape \(2, 3\)",
-        r"Reshape it to \(2,\) to weigh whole rows",
+        r"sample_weight of shape \(2,\), to weigh whole rows",
     ),
     # Options that float32 or int32 cannot hold, and weights that are no list
     "class_weight as a set": (
         lambda: of_softmax(class_weight={1.0, 2.0, 3.0, 4.0}),
         "`class_weight`",
         r"class_weight=\{1\.0, ",
-        "Write",
+        r"\w",
     ),
     "class_weight as a generator": (
         lambda: of_softmax(class_weight=(1.0 for _ in range(4))),
         "`class_weight`",
         "class_weight=<generator",
-        "Write",
+        r"\w",
     ),
     "class_weight as numbers in text": (
         lambda: of_softmax(class_weight=["1", "2", "3", "4"]),
         "`class_weight`",
         r"class_weight=\['1', ",
-        "Write",
+        r"\w",
     ),
     "class_weight of each row": (
         lambda: of_softmax(class_weight=np.ones((6, 4))),
         "`class_weight`",
         r"class_weight=\[\[1\.0, ",
-        "Write",
+        r"\w",
     ),
     "class_weight beyond float32": (
         lambda: of_softmax(class_weight=[1e39, 1.0, 1.0, 10**400]),
         "`class_weight`",
         r"class_weight=\[1e\+39, ",
-        "Write",
+        r"\w",
     ),
     "pos_weight beyond float32": (
         lambda: of_sigmoid(pos_weight=np.array(1e39)),
-        "`pos_weight` must be a number, at least 0, and finite",
+        "`pos_weight` must be a number, at least 0 and finite",
         r"pos_weight=1e\+39",
-        r"Write pos_weight=0\.0",
+        r"pos_weight=0\.0",
     ),
     "ignore_index beyond int32": (
         lambda: of_softmax(ignore_index=10**30),
-        "`ignore_index` must be an integer of 32 bits",
+        "`ignore_index` must be a 32-bit integer",
         "ignore_index=1000000000000000000000000000000",
-        "Write ignore_index=-1",
+        "ignore_index=-1",
     ),
     "focal_gamma beyond all floats": (
         lambda: of_softmax(focal_gamma=10**5000),
         "`focal_gamma`",
         "a whole number of thousands of digits",
-        r"Write focal_gamma=0\.0",
+        r"focal_gamma=0\.0",
     ),
     "softcap beyond all floats": (
         lambda: LogitsHead(4, softcap=10**400),
         "`softcap`",
         r"softcap=10+\.\.\. \(401 characters\)",
-        "Write softcap=None",
+        "softcap=None",
     ),
     "softcap that is 0 in float32": (
         lambda: LogitsHead(4, softcap=1e-46),
         "`softcap`",
         "softcap=1e-46",
-        "Write softcap=None",
+        "softcap=None",
     ),
     "temperature beyond float32": (
         lambda: LogitsHead(4, temperature=1e39),
         "`temperature`",
         r"temperature=1e\+39",
-        r"Write temperature=1\.0",
+        r"temperature=1\.0",
     ),
     "returns as an array": (
         lambda: LogitsHead(4, returns=np.array(["logits", "probabilities"])),
         "`returns`",
         "returns=array",
-        "Write",
+        r"\w",
     ),
     "reports as arrays": (
         lambda: LogitsHead(4, reports=[np.array(["accuracy", "entropy"])]),
         "`reports`",
         r"reports=\[array",
-        "Write",
+        r"\w",
     ),
     "activation as an array": (
         lambda: LogitsHead(4, np.array(["softmax", "sigmoid"])),
         "`activation`",
         "activation=array",
-        "write",
+        r"\w",
     ),
     "reduction as an array": (
         lambda: SoftmaxCrossEntropy(reduction=np.array(["sum", "mean"])),
         "`reduction`",
         "reduction=array",
-        "write",
+        r"\w",
     ),
     "an axis that probabilities do not have": (
         lambda: probabilities(Z, axis=2),
         "`axis` must be an axis of the logits",
         r"axis=2 and logits of shape \(6, 4\)",
-        "Write axis=-1",
+        "axis=-1",
     ),
     "values that are no probabilities": (
         lambda: SoftmaxCrossEntropy(False)([0], np.array([[5.0, -3.0, 2.0]])),
-        "`y_pred` must hold probabilities, from 0 to 1",
-        "3 of 3 scores outside of that range, from -3 to 5",
-        r"LogitsHead\(units\).*or write from_logits=True",
+        "`y_pred` must hold probabilities from 0 to 1",
+        "3 of 3 scores outside that range, from -3 to 5",
+        r"LogitsHead\(units\).*\n.*: from_logits=True",
     ),
     # Values, of which eager code can say something
     "class ids of half": (
         lambda: softmax(Y + 0.5),
         "`labels` must be class ids from 0 to 3",
         r"6 bad of 6 labels, with values 0\.5, 1\.5, 2\.5, 3\.5",
-        r"write labels\.astype\('int32'\)",
+        r"labels\.astype\('int32'\)",
     ),
     "class ids that start at 1": (
         lambda: softmax(Y + 1),
-        "`labels` must be class ids from 0 to 3, since the logits have 4 classes",
+        "`labels` must be class ids from 0 to 3, because the logits have 4 classes",
         "1 bad of 6 labels, with values 4",
-        "seem to start at 1: write labels - 1",
+        r"labels - 1\. The labels seem to start at 1",
     ),
     "a class that does not exist": (
         lambda: softmax(changed(Y, 0, 9)),
         "`labels`",
         "1 bad of 6 labels, with values 9",
-        r"Write ignore_index=9 if .*, or LogitsHead\(10\) if that many",
+        r"ignore_index=9 .*, if 9 .*\nOr LogitsHead\(10\), if there are 10",
     ),
     "class ids far away": (
         lambda: of_many(10 + np.arange(6)),
         "`labels`",
         r"6 bad of 6 labels, with values 10, 11, 12, 13, 14, \.\.\.",
-        r"Write LogitsHead\(16\)",
+        r"LogitsHead\(16\)",
     ),
     "padding by -1": (
         lambda: softmax(changed(Y, [1, 4], -1)),
         "`labels`",
         "2 bad of 6 labels, with values -1",
-        "If -1 marks padding, write ignore_index=-1",
+        "ignore_index=-1 in the loss, if -1 marks padding",
     ),
     "padding by -100": (
         lambda: softmax(changed(Y, 2, -100)),
         "`labels`",
         "1 bad of 6 labels, with values -100",
-        "If -100 marks padding, write ignore_index=-100",
+        "ignore_index=-100 in the loss, if -100 marks padding",
     ),
     "padding in a function": (
         lambda: of_many(changed(Y, 2, -1)),
@@ -625,88 +623,88 @@ CASES = {
         lambda: softmax(changed(Y, 2, np.nan, float)),
         "`labels`",
         "1 bad of 6 labels, with values nan",
-        "Write sample_weight=0",
+        "sample_weight=0",
     ),
     "a distribution below 0": (
         lambda: softmax(changed(UNITS, (0, 1), -0.5)),
         "`labels` of the logits' shape are distributions",
         r"1 bad of 24 labels, with values -0\.5",
-        "Write sample_weight=0",
+        "sample_weight=0",
     ),
     "a distribution NaN": (
         lambda: softmax(changed(UNITS, (0, 1), np.nan)),
         "`labels` of the logits' shape are distributions",
         "1 bad of 24 labels, with values nan",
-        "Write sample_weight=0",
+        "sample_weight=0",
     ),
     "units of 2": (
         lambda: sigmoid(2 * UNITS),
         "`labels` of a sigmoid must be 0 or 1",
         "6 bad of 24 labels, with values 2",
-        r"Write labels\.astype\('bool'\)",
+        r"labels\.astype\('bool'\)",
     ),
     "units of -1": (
         lambda: sigmoid(changed(UNITS, (0, 1), -1)),
         "`labels` of a sigmoid",
         "1 bad of 24 labels, with values -1",
-        "If -1 marks an unknown label, write ignore_index=-1",
+        "ignore_index=-1 in the loss, if -1 is an unknown label",
     ),
     "units NaN": (
         lambda: sigmoid(changed(UNITS, (0, 1), np.nan)),
         "`labels` of a sigmoid",
         "1 bad of 24 labels, with values nan",
-        "write -1, and ignore_index=-1",
+        "-1 for an unknown label, and ignore_index=-1",
     ),
     "a weight below 0 under a mean": (
         lambda: softmax(weight=changed(np.ones(6), [0, 1], [-2.0, -1.0])),
         "`sample_weight` must not be negative",
         "2 negative weights, the lowest -2",
-        "Write reduction='sum_over_batch_size'",
+        "reduction='sum_over_batch_size'",
     ),
     "a weight NaN": (
         lambda: sigmoid(weight=changed(np.ones(6), 0, np.nan)),
         "`sample_weight` must not be NaN",
         "1 NaN weights",
-        r"Write 0\.0 for a position",
+        r"sample_weight=0\.0 for positions that should not count",
     ),
     # Labels that are no numbers
     "names for labels": (
         lambda: softmax(np.array(["cat", "dog", "owl"] * 2)),
         "`labels` must be numbers",
         "<U3",
-        r"Write np\.unique\(labels, return_inverse=True\)",
+        r"np\.unique\(labels, return_inverse=True\)",
     ),
     "complex labels": (
         lambda: softmax(1j * Y),
         "`labels` must be numbers",
         "complex128",
-        "Write",
+        r"\w",
     ),
-    "no labels": (lambda: softmax(None), "`labels` must be numbers", "object", "Write"),
+    "no labels": (lambda: softmax(None), "`labels` must be numbers", "object", r"\w"),
     "labels of unlike lengths": (
         lambda: sigmoid([[1], [0, 1]]),
         "`labels` must be numbers",
         "lists of unlike lengths",
-        "Write",
+        r"\w",
     ),
     "weights for the two sides of one unit": (
         lambda: sigmoid(np.zeros((6, 1)), Z[:, :1], class_weight={0: 1.0, 1: 5.0}),
         "`class_weight`",
         "1 classes",
-        "Write pos_weight=",
+        "pos_weight=",
     ),
     # The mark
     "an unmarked output": (
         lambda: SoftmaxCrossEntropy()(Y, Z),
         "`y_pred` must be marked as logits",
         r"an unmarked tensor of shape \(6, 4\)",
-        r"End the model with LogitsHead",
+        r"end the model with LogitsHead",
     ),
     "a mark of another activation": (
         lambda: SoftmaxCrossEntropy()(Y, MarkLogits("sigmoid", name="m")(Z)),
         "`y_pred` must be logits of a softmax",
         r"Mark\(logits of a sigmoid, from 'm'\)",
-        r"Write loss=SigmoidCrossEntropy\(\)",
+        r"loss=SigmoidCrossEntropy\(\)",
     ),
 }
 
@@ -721,9 +719,8 @@ def test_bad_input_is_named_and_shown_with_a_remedy(case):
     with pytest.raises(ValueError, match="Received") as caught:
         call()
     message = str(caught.value)
-    expected = rf"(?s){argument}.*Received: .*{received}.*{remedy}"
+    expected = rf"(?m)^{argument}.*\nReceived: .*{received}.*\nFix: .*{remedy}"
     assert re.search(expected, message), f"{message}\ndoes not match\n{expected}"
-    assert REMEDY.search(message), f"nothing to write instead in: {message}"
 
 
 # Everything that may be given is let pass
@@ -894,8 +891,9 @@ def test_objects_of_the_other_keras_are_refused(case, mine):
     modules = {2: r"keras_logits\.tf_keras", 3: "keras_logits"}
     classes = {2: Keras2, 3: Keras3}
     expected = (
-        rf"{argument} must belong to {names[mine]}, as this {name} does\. Received: "
-        rf".*, of {names[5 - mine]}\. Write from {modules[5 - mine]} import {name}"
+        rf"{argument} must belong to {names[mine]}, as this {name} does\.\n"
+        rf"Received: .*, of {names[5 - mine]}\n"
+        rf"Fix: from {modules[5 - mine]} import {name}"
     )
     with pytest.raises(TypeError, match=expected):
         call(classes[mine], classes[5 - mine])
@@ -903,7 +901,10 @@ def test_objects_of_the_other_keras_are_refused(case, mine):
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow is what it needs")
 def test_tf_keras_is_refused_on_another_backend():
-    expected = rf"needs that backend\. Received: KERAS_BACKEND={BACKEND}\. Set KERAS_B"
+    expected = (
+        rf"needs the TensorFlow backend\.\nReceived: KERAS_BACKEND={BACKEND}\n"
+        "Fix: set KERAS_BACKEND=tensorflow"
+    )
     pytest.importorskip("tf_keras")
     with pytest.raises(ImportError, match=expected):
         importlib.import_module("keras_logits.tf_keras")
@@ -933,8 +934,6 @@ def words(node, functions, depth=2):
         called = getattr(getattr(part, "func", None), "id", None)
         if called in functions and depth:
             found.append(words(functions[called], functions, depth - 1))
-        if isinstance(part, ast.Name) and part.id in ("remedy", "_CAUSES"):
-            found.append("Write")  # put together a few lines above
         if isinstance(part, ast.Name) and part.id.startswith("NO_"):
             found.append(getattr(contract, part.id))
     return " ".join(found)
@@ -954,5 +953,5 @@ def test_the_messages_were_found():
 @pytest.mark.parametrize("text", MESSAGES)
 def test_every_error_says_what_was_received_and_what_to_write(text):
     assert "`" in text, "names no argument"
-    assert "Received" in text
-    assert REMEDY.search(text), "says nothing of what to write instead"
+    assert "\nReceived: " in text
+    assert "\nFix: " in text, "says nothing of what to write instead"

@@ -44,11 +44,12 @@ def messages_of(tree):
             yield text_of(node)
 
 
+def trees():
+    return [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
 def in_the_code():
-    files = sorted(PACKAGE.rglob("*.py"))
-    trees = [ast.parse(path.read_text()) for path in files]
-    found = {beginning(message) for tree in trees for message in messages_of(tree)}
-    return found
+    return {beginning(text) for tree in trees() for text in messages_of(tree)}
 
 
 def on_the_page():
@@ -59,3 +60,12 @@ def on_the_page():
 def test_every_message_is_explained_once_and_nothing_else_is():
     assert len(in_the_code()) > 50
     assert sorted(on_the_page()) == sorted(in_the_code())
+
+
+def test_every_message_has_lines_for_what_was_received_and_for_the_fix():
+    messages = [text for tree in trees() for text in messages_of(tree)]
+    received = [text for text in messages if "Received:" in text]
+    assert len(received) > 50
+    for text in received:
+        lines = re.fullmatch(r"(?s)[^\n]+\.\nReceived: [^\n]+\nFix: .+", text)
+        assert lines, f"not in lines: {text}"

@@ -109,9 +109,9 @@ def test_marked_logits_are_used(family, made, says):
 @pytest.mark.parametrize("made", [by_head, by_marklogits])
 def test_marked_logits_are_no_probabilities(family, made):
     expected = (
-        rf"`from_logits=False` says .* holds probabilities\. Received: "
-        rf"Mark\(logits of a {family.activation}, from 'head'\)\. Leave from_logits "
-        r"out\."
+        r"`from_logits=False` is wrong here\. `y_pred` holds logits\.\n"
+        rf"Received: Mark\(logits of a {family.activation}, from 'head'\)\n"
+        rf"Fix: {family.loss.__name__}\(\), without from_logits\."
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(False), family, made(family.activation))
@@ -130,8 +130,9 @@ def test_the_logits_behind_marked_probabilities_are_used(family, says):
 @families
 def test_marked_probabilities_are_no_logits(family):
     expected = (
-        r"`from_logits=True` says .* holds logits\. Received: Mark\(probabilities of "
-        rf"a {family.activation}, from 'head'\)\. Leave from_logits out"
+        r"`from_logits=True` is wrong here\. `y_pred` holds probabilities\.\n"
+        rf"Received: Mark\(probabilities of a {family.activation}, from 'head'\)\n"
+        rf"Fix: {family.loss.__name__}\(\), without from_logits\."
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(True), family, by_probabilities(family.activation))
@@ -142,9 +143,10 @@ def test_marked_probabilities_are_no_logits(family):
 @pytest.mark.parametrize("made", [by_head, by_marklogits, by_probabilities])
 def test_a_mark_of_the_other_activation_is_refused(family, made, says):
     expected = (
-        rf"`y_pred` must be logits of a {family.activation}\. Received: Mark\(\w+ of a "
-        rf"{family.other}, from 'head'\)\. Write loss={family.other_loss}, or "
-        rf"LogitsHead\(units, activation='{family.activation}'\)"
+        rf"`y_pred` must be logits of a {family.activation}\.\n"
+        rf"Received: Mark\(\w+ of a {family.other}, from 'head'\)\n"
+        rf"Fix: loss={family.other_loss}, to match the model\.\n"
+        rf"Or LogitsHead\(units, activation='{family.activation}'\)"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(says), family, made(family.other))
@@ -157,10 +159,11 @@ def test_a_mark_of_the_other_activation_is_refused(family, made, says):
 def test_an_unmarked_tensor_is_refused_until_somebody_says_what_it_is(family):
     name = family.loss.__name__
     expected = (
-        r"`y_pred` must be marked as logits.*Received: an unmarked tensor of shape "
-        r"\(2, 3\), of which nothing is known\. End the model with LogitsHead\(units, "
-        rf"activation='{family.activation}'\) or.*MarkLogits\('{family.activation}'\); "
-        rf"or write {name}\(from_logits=True\) for logits and from_logits=False"
+        r"`y_pred` must be marked as logits.*\n"
+        r"Received: an unmarked tensor of shape \(2, 3\)\n"
+        rf"Fix: .* LogitsHead\(units, activation='{family.activation}'\)\.\n"
+        rf".* MarkLogits\('{family.activation}'\) after it\.\n"
+        rf".*: {name}\(from_logits=True\) for logits, from_logits=False for prob"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(), family, LOGITS)
@@ -192,7 +195,7 @@ SEEN = {
 def test_values_that_look_like_probabilities_are_refused_with_the_evidence(family):
     expected = (
         r"unmarked tensor of shape \(2, 3\), which looks like probabilities: "
-        rf"{SEEN[family.activation]}\. End the model with LogitsHead"
+        rf"{SEEN[family.activation]}\nFix: end the model with LogitsHead"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(), family, CHANCES)
@@ -202,8 +205,8 @@ def test_values_that_look_like_probabilities_are_refused_with_the_evidence(famil
 def test_values_that_look_like_probabilities_are_taken_as_logits_with_a_warning(family):
     name = family.loss.__name__
     expected = (
-        r"`from_logits=True` says that `y_pred` holds logits, but it looks like "
-        rf"probabilities: {SEEN[family.activation]}\..*Write LogitsHead\(units, "
+        r"`from_logits=True` seems wrong here\. `y_pred` looks like probabilities: "
+        rf"{SEEN[family.activation]}\.\n.*\nFix: LogitsHead\(units, "
         rf"activation='{family.activation}'\).*{name}\(\).*or from_logits=False"
     )
     with pytest.warns(UserWarning, match=expected):
@@ -255,11 +258,15 @@ def test_probabilities_are_seen_along_the_axis_of_the_classes():
 
 @families
 @pytest.mark.parametrize("says", ["auto", True])
-def test_the_output_of_keras_own_activation_is_refused(family, says):
+@pytest.mark.parametrize("made", [by_head, lambda _: LOGITS / 100], ids=["head", "no"])
+def test_the_output_of_keras_own_activation_is_refused(family, made, says):
     """Keras notes on the tensor what it was made from."""
-    y_pred = keras.layers.Activation(family.activation)(LOGITS / 100)
+    activation = family.activation
+    y_pred = keras.layers.Activation(activation)(made(activation))
     expected = (
-        r"Received: .*that is, probabilities\. (Write|End the model with) LogitsHead"
+        r"Received: .*output of a Keras softmax or sigmoid \(probabilities\)\n"
+        r"Fix: remove that softmax or sigmoid if a LogitsHead comes before it\. "
+        rf"Otherwise, replace it with LogitsHead\(units, activation='{activation}'\)"
     )
     with pytest.raises(ValueError, match=expected):
         value(family.loss(says), family, y_pred)

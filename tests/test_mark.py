@@ -518,15 +518,15 @@ def out_of_a_forward_pass_compiled_apart():
 
 
 OUT_OF_REACH = {
-    "a layer after the head made a new tensor": after_a_new_tensor,
-    "the head is inside TimeDistributed": inside_time_distributed,
-    "on the output of predict": out_of_predict,
-    "a RematScope covers the whole model": under_a_remat_scope_of_the_whole_model,
-    "the forward pass was compiled apart": out_of_a_forward_pass_compiled_apart,
+    "a layer after it, such as Softmax or Reshape": after_a_new_tensor,
+    "TimeDistributed around it": inside_time_distributed,
+    r"predict\(\), whose output is never marked": out_of_predict,
+    "a RematScope around the whole model": under_a_remat_scope_of_the_whole_model,
+    "a model compiled apart from the loss": out_of_a_forward_pass_compiled_apart,
 }
 if BACKEND == "torch":  # which hands on the very tensor in these
-    del OUT_OF_REACH["a RematScope covers the whole model"]
-    del OUT_OF_REACH["the forward pass was compiled apart"]
+    del OUT_OF_REACH["a RematScope around the whole model"]
+    del OUT_OF_REACH["a model compiled apart from the loss"]
 
 
 @pytest.mark.parametrize("cause", OUT_OF_REACH)
@@ -534,7 +534,7 @@ def test_an_absent_mark_is_an_error_that_names_its_cause(cause):
     outputs = OUT_OF_REACH[cause]()
     assert origin_of(outputs) is None
     labels = np.zeros(outputs.shape[:-1], "int32")
-    with pytest.raises(ValueError, match=cause):
+    with pytest.raises(ValueError, match=rf"\n- {cause}"):
         SoftmaxCrossEntropy()(labels, outputs)
 
 

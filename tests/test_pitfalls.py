@@ -107,12 +107,12 @@ def test_a_fused_loss_computes_what_a_head_of_ones_own_computed():
 @pytest.mark.skipif(BACKEND == "jax", reason="whose tensors take no note")
 def test_a_mark_is_refused_to_what_keras_made_a_softmax_of():
     made = keras.layers.Activation("softmax")(X)
-    with pytest.raises(ValueError, match=r"`inputs` must be logits.*LogitsHead"):
+    with pytest.raises(ValueError, match=r"(?s)`inputs` must be logits.*LogitsHead"):
         MarkLogits()(made)
 
 
 def test_a_softmax_of_one_class_is_refused():
-    with pytest.raises(ValueError, match=r"at least 2 classes.*'sigmoid'"):
+    with pytest.raises(ValueError, match=r"(?s)at least 2 classes.*'sigmoid'"):
         probabilities(np.array([[2.0], [-2.0]]))
 
 

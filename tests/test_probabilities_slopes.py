@@ -174,8 +174,8 @@ def test_what_is_no_probability_is_refused_with_its_range(made, row):
     labels = np.eye(3)[[0, 1]] if made is sigmoid else np.array([0, 1])
     wrong = p[(p < 0) | (p > 1)]
     expected = (
-        rf"`y_pred` must hold probabilities, from 0 to 1.*Received: {len(wrong)} of 6 "
-        rf"scores.*from {wrong.min():g} to {wrong.max():g}.*LogitsHead\(units\)"
+        rf"(?s)`y_pred` must hold probabilities from 0 to 1.*Received: {len(wrong)} of "
+        rf"6 scores.*from {wrong.min():g} to {wrong.max():g}.*LogitsHead\(units\)"
     )
     with pytest.raises(ValueError, match=expected):
         made()(labels, ops.convert_to_tensor(p))

@@ -695,8 +695,8 @@ def test_reports_that_are_none_are_refused(reports, activation):
     with pytest.raises(ValueError, match="`reports` must") as error:
         LogitsHead(3, activation, reports=reports)
     message = str(error.value)
-    assert f"Received: reports={reports!r}." in message
-    assert "Write reports=['accuracy']." in message
+    assert f"\nReceived: reports={reports!r}\n" in message
+    assert "\nFix: reports=['accuracy']" in message
     assert "'entropy'" in message
     assert ("perplexity" in message.partition("Received")[0]) == (
         activation == "softmax"

@@ -77,9 +77,10 @@ def test_the_pass_is_taken_where_each_device_computes_for_itself(found, where):
 
 def test_to_insist_on_the_pass_is_an_error_that_says_why(found):
     expected = (
-        "`fused=True` asks for a loss that never holds the logits. Received: arrays "
-        "that are spread over devices by a keras.distribution or a mesh, from all of "
-        "which each chunk would be gathered. Write fused='auto' to run plain there."
+        "`fused=True` is not possible here.\n"
+        "Received: arrays that are sharded across devices by a keras.distribution or a "
+        "mesh.\n"
+        "Fix: fused='auto', which runs unfused here."
     )
     assert found["refusal"] == expected
 

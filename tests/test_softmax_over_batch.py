@@ -140,8 +140,9 @@ def test_class_weights_need_a_known_number_of_classes():
         return SoftmaxCrossEntropy(True, class_weight=[1.0, 2.0])(IDS[:2], z)
 
     expected = (
-        r"`class_weight` needs a known number of classes\. Received: class_weight and "
-        r"logits of shape \(None, None\), with axis=1\. Give them their shape"
+        r"`class_weight` needs a known number of classes\.\n"
+        r"Received: class_weight and logits of shape \(None, None\), with axis=1\n"
+        r"Fix: logits = keras\.ops\.reshape\(logits, "
     )
     with pytest.raises(ValueError, match=expected):
         run(np.zeros((2, 2), "float32"))
@@ -186,8 +187,8 @@ NO_SOFTMAX = {
 @pytest.mark.parametrize("case", NO_SOFTMAX)
 def test_a_softmax_over_fewer_than_two_classes_is_refused(case, classes):
     expected = (
-        r"`logits` of a softmax must have at least 2 classes.*Received: shape \(1, "
-        rf"{classes}\), with axis=(-1|1)\. .*[Ww]rite .*sigmoid"
+        r"`logits` of a softmax must have at least 2 classes.*\nReceived: shape \(1, "
+        rf"{classes}\), with axis=(-1|1)\nFix: .*sigmoid"
     )
     with pytest.raises(ValueError, match=expected):
         NO_SOFTMAX[case](ONE if classes else EMPTY)

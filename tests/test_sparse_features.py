@@ -116,19 +116,19 @@ def test_products_of_half_precision_are_accumulated_in_float32():
     np.testing.assert_allclose(numpy_of(logits), expected, atol=16 * EPS)
 
 
-REASON = "sparse features, whose rows it cannot gather"
+REASON = "sparse features, whose rows cannot be gathered"
 
 
 def test_to_insist_on_the_pass_is_an_error_that_says_why():
     head = LogitsHead(CLASSES)
-    with pytest.raises(ValueError, match=f"`fused=True`.*Received: {REASON}"):
+    with pytest.raises(ValueError, match=f"`fused=True`.*\\nReceived: {REASON}"):
         SoftmaxCrossEntropy(fused=True)(Y, head(sparse(X)))
 
 
 @in_models
 def test_where_the_pass_would_pay_the_loss_is_plain_and_says_why():
     model = model_of(LogitsHead, 8192, SoftmaxCrossEntropy())
-    with pytest.warns(UserWarning, match=f"`fused='auto'` runs plain.*{REASON}"):
+    with pytest.warns(UserWarning, match=f"`fused='auto'` runs unfused.*{REASON}"):
         found = model.train_on_batch(sparse(X), Y)
     expected = model_of(Dense, 8192, THEIRS).train_on_batch(sparse(X), Y)
     np.testing.assert_allclose(found, expected, rtol=16 * EPS)
@@ -137,7 +137,7 @@ def test_where_the_pass_would_pay_the_loss_is_plain_and_says_why():
 def test_the_function_is_plain_and_says_why():
     functions._warn_of_plain.cache_clear()
     kernel = RNG.normal(size=(WIDTH, CLASSES)).astype("float32")
-    with pytest.warns(UserWarning, match=f"runs plain here.*{REASON}"):
+    with pytest.warns(UserWarning, match=f"runs unfused here.*{REASON}"):
         found = linear_softmax_cross_entropy(sparse(X), kernel, Y)
     log_total = np.log(np.exp(X @ kernel).sum(-1))
     expected = np.mean(log_total - (X @ kernel)[np.arange(ROWS), Y])

@@ -55,7 +55,7 @@ def told(model, loss, y=IDS, steps=3, **options):
         warnings.simplefilter("always")
         for _ in range(steps):
             model.train_on_batch(X, y)
-    return [str(w.message) for w in said if "`loss` takes" in str(w.message)]
+    return [str(w.message) for w in said if "`loss` expects" in str(w.message)]
 
 
 def own_loss(y_true, logits):
@@ -79,7 +79,7 @@ def test_half_a_migration_is_reported_once(loss):
     model = sequential(LogitsHead(4, name="scores"))
     (message,) = told(model, BAD[loss])
     assert "logits of 'scores'" in message
-    assert "Write loss=SoftmaxCrossEntropy()" in message
+    assert "\nFix: model.compile(..., loss=SoftmaxCrossEntropy())" in message
     assert "compute_loss" not in vars(model)
 
 
@@ -93,13 +93,13 @@ def test_a_sigmoid_is_told_its_own_loss():
     (message,) = told(
         sequential(LogitsHead(4, "sigmoid")), "binary_crossentropy", UNITS
     )
-    assert "Write loss=SigmoidCrossEntropy()" in message
+    assert "\nFix: model.compile(..., loss=SigmoidCrossEntropy())" in message
 
 
 def test_one_step_of_evaluation_is_enough():
     model = sequential(LogitsHead(4))
     model.compile("sgd", loss=SPARSE)
-    with pytest.warns(UserWarning, match="`loss` takes probabilities"):
+    with pytest.warns(UserWarning, match="`loss` expects probabilities"):
         model.evaluate(X, IDS, verbose=0)
 
 

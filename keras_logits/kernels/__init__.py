@@ -143,11 +143,10 @@ def mass(
 def obstacle_to_fusing(linear: Linear, *others: Tensor | None) -> str | None:
     """Why the fused pass cannot be taken for these arrays, as far as they show."""
     if _body.is_sparse(linear.features):
-        return "sparse features, whose rows it cannot gather."
+        return "sparse features, whose rows cannot be gathered."
     if is_distributed(*linear, *others):
         return (
-            "arrays that are spread over devices by a keras.distribution or a mesh, "
-            "from all of which each chunk would be gathered."
+            "arrays that are sharded across devices by a keras.distribution or a mesh."
         )
     return None
 
@@ -178,7 +177,7 @@ def check_tensorflow(user: str) -> None:
     """Refuses a backend that cannot compute on TensorFlow's tensors."""
     if _name != "tensorflow":
         raise ImportError(
-            f"`{user}` computes on TensorFlow tensors and needs that backend. Received:"
-            f" KERAS_BACKEND={_name}. Set KERAS_BACKEND=tensorflow before the first "
-            "import of keras."
+            f"`{user}` needs the TensorFlow backend.\n"
+            f"Received: KERAS_BACKEND={_name}\n"
+            "Fix: set KERAS_BACKEND=tensorflow before the first import of keras."
         )

@@ -27,15 +27,17 @@ from keras_logits.maths.squash import Squash
 from keras_logits.maths.weights import counting, weighed
 
 NO_SECOND_DERIVATIVE = (
-    "`fused` gives gradients that cannot be differentiated again, since the logits are "
-    "never held. Received: a second derivative through a fused pass. Write fused=False "
-    "in the loss; in a loop of your own, softmax_cross_entropy(labels, logits)."
+    "`fused` gradients cannot be differentiated again.\n"
+    "Received: a second derivative through a fused loss\n"
+    "Fix: fused=False in the loss.\n"
+    "In a custom loop: softmax_cross_entropy(labels, logits)."
 )
 
 
 NO_GRADIENT_BY_LABELS = (
-    "`labels` get no gradient from a fused pass. Received: labels that are being "
-    "differentiated. Write fused=False in the loss, or stop_gradient(labels)."
+    "`labels` get no gradient from a fused loss.\n"
+    "Received: labels that are being differentiated\n"
+    "Fix: keras.ops.stop_gradient(labels), or fused=False in the loss."
 )
 
 

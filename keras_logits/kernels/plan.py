@@ -111,9 +111,11 @@ def plan(
     allowed = (budget - one._bytes_of_a_block) // one._bytes_of_a_token
     if allowed < 1:
         warnings.warn(
-            f"`memory_budget` is too small for the logits of one token. Received: "
-            f"memory_budget={budget}, where {one.expected_bytes} bytes are needed. One "
-            "token is taken at a time.",
+            "`memory_budget` is too small for the logits of one token. The loss runs "
+            "one token at a time.\n"
+            f"Received: memory_budget={budget}, where {one.expected_bytes} bytes are "
+            "needed\n"
+            f"Fix: memory_budget={100 * one.expected_bytes}, for larger chunks.",
             stacklevel=2,
         )
     chunk = max(1, min(best.rows, allowed))

@@ -14,14 +14,16 @@ def explain_weights(weights: Array, reduction: object) -> None:
     if reduction == "mean_with_sample_weight" and (weights < 0).any():
         raise ValueError(
             "`sample_weight` must not be negative under a mean that divides by the "
-            "weights: it would flip every gradient. Received: "
-            f"{int((weights < 0).sum())} negative weights, the lowest "
-            f"{weights.min():g}. Write reduction='sum_over_batch_size' in the loss."
+            "weights. It could flip every gradient.\n"
+            f"Received: {int((weights < 0).sum())} negative weights, the lowest "
+            f"{weights.min():g}\n"
+            "Fix: reduction='sum_over_batch_size' in the loss."
         )
     if np.isnan(weights).any():
         raise ValueError(
-            f"`sample_weight` must not be NaN. Received: {int(np.isnan(weights).sum())}"
-            " NaN weights. Write 0.0 for a position that is not to count."
+            "`sample_weight` must not be NaN.\n"
+            f"Received: {int(np.isnan(weights).sum())} NaN weights\n"
+            "Fix: sample_weight=0.0 for positions that should not count."
         )
 
 
@@ -32,9 +34,10 @@ def explain_class_ids(labels: Array, counts: Array, classes: int) -> None:
     if not bad.any():
         return
     raise ValueError(
-        f"`labels` must be class ids from 0 to {classes - 1}, since the logits have "
-        f"{classes} classes. Received: {_some(labels, bad)}. "
-        f"{_reason_for_class_ids(labels[bad], labels[counts], classes)}"
+        f"`labels` must be class ids from 0 to {classes - 1}, because the logits have "
+        f"{classes} classes.\n"
+        f"Received: {_some(labels, bad)}\n"
+        f"Fix: {_fix_for_class_ids(labels[bad], labels[counts], classes)}"
     )
 
 
@@ -45,9 +48,10 @@ def explain_distributions(labels: Array, counts: Array, axis: int) -> None:
         bad = counts & ~((labels >= 0) & (labels < np.inf))
     if bad.any():
         raise ValueError(
-            "`labels` of the logits' shape are distributions over the classes: finite "
-            f"and not negative. Received: {_some(labels, bad)}. Write "
-            "sample_weight=0 for positions that have no label."
+            "`labels` of the logits' shape must be distributions over the classes, "
+            "finite and not negative.\n"
+            f"Received: {_some(labels, bad)}\n"
+            "Fix: sample_weight=0 for positions without a label."
         )
 
 
@@ -58,14 +62,15 @@ def explain_units(labels: Array, counts: Array) -> None:
     if not bad.any():
         return
     lowest = np.nanmin(labels[bad]) if not np.isnan(labels[bad]).all() else np.nan
-    remedy = "Write labels.astype('bool') if any positive number means yes."
+    fix = "labels.astype('bool'), if any positive number means yes."
     if np.isnan(labels[bad]).any():
-        remedy = "For an unknown label write -1, and ignore_index=-1 in the loss."
+        fix = "-1 for an unknown label, and ignore_index=-1 in the loss."
     elif lowest < 0:
-        remedy = f"If {lowest:g} marks an unknown label, write ignore_index={lowest:g}."
+        fix = f"ignore_index={lowest:g} in the loss, if {lowest:g} is an unknown label."
     raise ValueError(
-        "`labels` of a sigmoid must be 0 or 1, or probabilities between. Received: "
-        f"{_some(labels, bad)}. {remedy}"
+        "`labels` of a sigmoid must be 0 or 1, or probabilities in between.\n"
+        f"Received: {_some(labels, bad)}\n"
+        f"Fix: {fix}"
     )
 
 
@@ -73,29 +78,30 @@ def explain_probabilities(scores: Array, wrong: Array) -> None:
     """Raises if scores that were said to be probabilities cannot be any."""
     if wrong.any():
         raise ValueError(
-            "`y_pred` must hold probabilities, from 0 to 1, since from_logits=False "
-            f"says so. Received: {int(wrong.sum())} of {scores.size} scores outside of "
-            f"that range, from {scores[wrong].min():g} to {scores[wrong].max():g}. If "
-            "these are logits, end the model with LogitsHead(units) and leave "
-            "from_logits out, or write from_logits=True."
+            "`y_pred` must hold probabilities from 0 to 1, because from_logits=False.\n"
+            f"Received: {int(wrong.sum())} of {scores.size} scores outside that range, "
+            f"from {scores[wrong].min():g} to {scores[wrong].max():g}\n"
+            "Fix: end the model with LogitsHead(units) and omit from_logits.\n"
+            "If these are logits of another layer: from_logits=True."
         )
 
 
-def _reason_for_class_ids(bad: Array, counted: Array, classes: int) -> str:
+def _fix_for_class_ids(bad: Array, counted: Array, classes: int) -> str:
     if not np.isfinite(bad).all():
-        return "Write sample_weight=0 for positions that have no label."
+        return "sample_weight=0 for positions without a label."
     if (bad != bad // 1).any():
-        return "Class ids are whole numbers: write labels.astype('int32')."
+        return "labels.astype('int32'). Class ids are whole numbers."
     if (bad < 0).any():
         lowest = int(bad.min())
-        return f"If {lowest} marks padding, write ignore_index={lowest} in the loss."
+        return f"ignore_index={lowest} in the loss, if {lowest} marks padding."
     if bad.max() == classes and not (counted == 0).any():
-        return "The labels seem to start at 1: write labels - 1."
+        return "labels - 1. The labels seem to start at 1."
     highest = int(bad.max())
-    head = f"LogitsHead({highest + 1}) if that many classes exist"
+    head = f"LogitsHead({highest + 1}), if there are {highest + 1} classes."
     if bad.min() < highest:
-        return f"Write {head}."
-    return f"Write ignore_index={highest} if it marks what is to be ignored, or {head}."
+        return head
+    ignore = f"ignore_index={highest} in the loss, if {highest} is to be ignored."
+    return f"{ignore}\nOr {head}"
 
 
 def _some(labels: Array, bad: Array) -> str:

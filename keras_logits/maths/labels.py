@@ -49,12 +49,13 @@ def _check_dense(labels: Any) -> None:
     if not ragged and "sparse" not in module + layout:
         return
     form = "ragged" if ragged else "sparse"
-    remedy = "tf.sparse.to_dense(labels), or labels.to_dense() in torch"
+    fix = "tf.sparse.to_dense(labels), or labels.to_dense() in torch."
     if ragged:
-        remedy = "labels.to_tensor(-1), or pad them with -1, and ignore_index=-1"
+        fix = "labels.to_tensor(-1), or pad them with -1, and ignore_index=-1."
     raise ValueError(
-        "`labels` must be dense, with a size for each axis. Received: labels that are "
-        f"{form}, a {kind}. Write {remedy}."
+        "`labels` must be dense. Ragged and sparse labels are not supported.\n"
+        f"Received: labels that are {form}, a {kind}\n"
+        f"Fix: {fix}"
     )
 
 
@@ -74,9 +75,9 @@ def _as_numbers(labels: Any) -> np.ndarray:
 
 def _no_numbers(received: object) -> str:
     return (
-        "`labels` must be numbers: class ids, or distributions over the classes. "
-        f"Received: {received}. Write np.unique(labels, return_inverse=True)[1] to "
-        "number classes that have names."
+        "`labels` must be numbers: class ids, or distributions over the classes.\n"
+        f"Received: {received}\n"
+        "Fix: np.unique(labels, return_inverse=True)[1], to number named classes."
     )
 
 
@@ -112,11 +113,11 @@ def class_labels(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, boo
     if may_be_ids or agree(shape, expected):
         return _of_unknown_rank(labels, logits, axis)
     raise ValueError(
-        "`labels` must be class ids, with the shape of the logits less their class "
-        f"axis {ids_shape} (or with 1 there), or distributions over the classes, with "
-        f"the shape of the logits {expected}. Received: labels of shape {shape} and "
-        f"logits of shape {expected}, with axis={axis}. "
-        f"{_remedy(shape, expected, position)}"
+        f"`labels` must be class ids of shape {ids_shape} (or with size 1 on the class "
+        f"axis), or distributions over the classes of shape {expected}.\n"
+        f"Received: labels of shape {shape} and logits of shape {expected}, with "
+        f"axis={axis}\n"
+        f"Fix: {_fix(shape, expected, position)}"
     )
 
 
@@ -132,10 +133,10 @@ def unit_labels(labels: Tensor, logits: Tensor) -> Tensor:
     if (missing and expected[-1] == 1) or (extra and shape[-1] == 1):
         return ops.reshape(labels, ops.shape(logits))
     raise ValueError(
-        "`labels` must have the shape of the logits, one label for each unit. "
-        f"Received: labels of shape {shape} and logits of shape {expected}. If the "
-        "labels are class ids of which exactly one is true, write "
-        "SoftmaxCrossEntropy() and LogitsHead(number_of_classes)."
+        "`labels` must have the shape of the logits, one label for each unit.\n"
+        f"Received: labels of shape {shape} and logits of shape {expected}\n"
+        "Fix: SoftmaxCrossEntropy() and LogitsHead(number_of_classes), if the labels "
+        "are class ids."
     )
 
 
@@ -153,18 +154,18 @@ def known_rank(logits: Tensor) -> Shape:
     shape = static_shape(logits)
     if shape is None or not shape:
         raise ValueError(
-            "`logits` must have at least one axis, and a known number of them. "
-            f"Received: shape {'unknown' if shape is None else shape}. Give them their "
-            "rank with keras.ops.reshape(logits, (-1, number_of_classes))."
+            "`logits` must have at least one axis, and a known rank.\n"
+            f"Received: shape {'unknown' if shape is None else shape}\n"
+            "Fix: logits = keras.ops.reshape(logits, (-1, number_of_classes))"
         )
     return shape
 
 
-def _remedy(shape: Shape, expected: Shape, axis: int) -> str:
+def _fix(shape: Shape, expected: Shape, axis: int) -> str:
     ids_shape = without(expected, axis)
     if len(shape) == len(expected) and agree(without(shape, axis), ids_shape):
-        return f"Write LogitsHead({shape[axis]}) if there are that many classes."
-    return f"Reshape them to {ids_shape}, or write axis= for classes on another axis."
+        return f"LogitsHead({shape[axis]}), if there are that many classes."
+    return f"labels of shape {ids_shape}, or axis=... if classes are on another axis."
 
 
 def _of_unknown_rank(labels: Tensor, logits: Tensor, axis: int) -> tuple[Tensor, bool]:

@@ -16,8 +16,10 @@ def check_activation(activation: object) -> Activation:
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             "`activation` must be 'softmax' (one class among several) or 'sigmoid' "
-            f"(independent yes/no units). Received: activation={activation!r}. "
-            "For a layer without either, write keras.layers.Dense(units)."
+            "(independent yes/no units).\n"
+            f"Received: activation={activation!r}\n"
+            "Fix: activation='softmax', or activation='sigmoid'.\n"
+            "For another activation: keras.layers.Dense(units, activation=...)."
         )
     return activation  # type: ignore[return-value]
 
@@ -25,19 +27,21 @@ def check_activation(activation: object) -> Activation:
 def check_returns(returns: Any) -> str:
     if not isinstance(returns, str) or returns not in get_args(Returns):
         raise ValueError(
-            "`returns` must be 'logits' or 'probabilities'. Received: "
-            f"returns={returns!r}. Write returns='probabilities' for a model whose "
-            "predict() gives probabilities."
+            "`returns` must be 'logits' or 'probabilities'.\n"
+            f"Received: returns={returns!r}\n"
+            "Fix: returns='probabilities', if predict() is to return probabilities."
         )
     return str(returns)
 
 
-def check_softmax(shape: Any, axis: int, remedy: str) -> None:
+def check_softmax(shape: Any, axis: int, fix: str) -> None:
     """Refuses a softmax over fewer than two classes, if it is known how many."""
     if shape[axis] in (0, 1):
         raise ValueError(
-            "`logits` of a softmax must have at least 2 classes: that of a single one "
-            f"is always 1. Received: shape {tuple(shape)}, with axis={axis}. {remedy}"
+            "`logits` of a softmax must have at least 2 classes. The softmax of a "
+            "single class is always 1.\n"
+            f"Received: shape {tuple(shape)}, with axis={axis}\n"
+            f"Fix: {fix}"
         )
 
 
@@ -121,8 +125,8 @@ def probabilities(
     if activation == "sigmoid":
         return ops.sigmoid(logits)
     axis = checked_axis(axis, logits.shape)
-    remedy = "Write probabilities(logits, 'sigmoid') for yes/no units."
-    check_softmax(logits.shape, axis, remedy)
+    fix = "probabilities(logits, 'sigmoid'), for yes/no units."
+    check_softmax(logits.shape, axis, fix)
     return ops.softmax(logits, axis=axis)
 
 

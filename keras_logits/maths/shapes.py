@@ -49,8 +49,9 @@ def checked_axis(axis: int, shape: Sequence[int | None]) -> int:
     """The axis as a position from the left, if logits of this shape have it."""
     if not -len(shape) <= axis < len(shape):
         raise ValueError(
-            f"`axis` must be an axis of the logits. Received: axis={axis} and logits "
-            f"of shape {tuple(shape)}. Write axis=-1 for classes on the last axis."
+            "`axis` must be an axis of the logits.\n"
+            f"Received: axis={axis} and logits of shape {tuple(shape)}\n"
+            "Fix: axis=-1, if the classes are on the last axis."
         )
     return int(axis) % len(shape)
 
@@ -59,7 +60,8 @@ def number_of_features(input_shape: Sequence[int | None]) -> int:
     size = tuple(input_shape)[-1]
     if size is None:
         raise ValueError(
-            "`inputs` must have a known last size, the number of features. Received: "
-            f"shape {tuple(input_shape)}. Write keras.Input((number_of_features,))."
+            "`inputs` must have a known last size, the number of features.\n"
+            f"Received: shape {tuple(input_shape)}\n"
+            "Fix: keras.Input((number_of_features,))"
         )
     return int(size)

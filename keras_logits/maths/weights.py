@@ -26,9 +26,10 @@ def check_reduction(reduction: object) -> None:
         reduction is None or (isinstance(reduction, str) and reduction in REDUCTIONS)
     ):
         raise ValueError(
-            f"`reduction` must be one of {REDUCTIONS}. Received: "
-            f"reduction={reduction!r}. For sum(weights * losses) / sum(weights) write "
-            "reduction='mean_with_sample_weight'."
+            f"`reduction` must be one of {REDUCTIONS}.\n"
+            f"Received: reduction={reduction!r}\n"
+            "Fix: reduction='mean_with_sample_weight', for "
+            "sum(weights * losses) / sum(weights)."
         )
 
 
@@ -43,10 +44,11 @@ def check_class_weight(class_weight: Any, name: str) -> None:
     known = not by_class or all(isinstance(key, Integral) for key in class_weight)
     if not good or not known:
         raise ValueError(
-            f"`{name}` must be a list of numbers, one for each class, or a dict {{id: "
-            "number}, none of them negative or infinite. Received: "
-            f"{name}={shown(class_weight)}. Write 0.0 for a class that is not to "
-            "count, and 1.0 for one that counts as before."
+            f"`{name}` must be a list with one number per class, or a dict {{id: "
+            "number}. Numbers must be finite and not negative.\n"
+            f"Received: {name}={shown(class_weight)}\n"
+            f"Fix: {name}={{0: 2.0, 1: 0.0}}, where 2.0 doubles a class and 0.0 "
+            "excludes one."
         )
 
 
@@ -70,29 +72,32 @@ def class_weights(class_weight: ClassWeight, classes: int, name: str) -> list[fl
     if isinstance(class_weight, dict):
         unknown = [k for k in class_weight if not 0 <= k < classes]
         if unknown:
-            remedy = (
-                f"Write keys from 0 to {classes - 1}."
+            fix = (
+                f"keys from 0 to {classes - 1}."
                 if classes > 1
-                else "Write pos_weight=... to weigh the positives of a yes/no unit."
+                else "pos_weight=..., to weigh the positives of a yes/no unit."
             )
             raise ValueError(
-                f"`{name}` names classes that the logits do not have. Received: "
-                f"{name} for classes {unknown} and logits of {classes} classes. "
-                f"{remedy}"
+                f"`{name}` names classes that the logits do not have.\n"
+                f"Received: {name} for classes {unknown} and logits of {classes} "
+                "classes\n"
+                f"Fix: {fix}"
             )
         return [float(class_weight.get(k, 1.0)) for k in range(classes)]
     if len(class_weight) != classes:
         raise ValueError(
-            f"`{name}` must have one value for each class. Received: {name} of length "
-            f"{len(class_weight)} and logits of {classes} classes. Write {classes} "
-            "values, or a dict {class: weight} for some of them."
+            f"`{name}` must have one value for each class.\n"
+            f"Received: {name} of length {len(class_weight)} and logits of {classes} "
+            "classes\n"
+            f"Fix: a list of {classes} numbers, or a dict {{id: number}} for some "
+            "classes."
         )
     return [float(value) for value in class_weight]
 
 
 _OF_CLASSES = (
-    " To weigh classes write class_weight=...; a sigmoid also takes a weight for each "
-    "label, in the shape of its logits."
+    "\nTo weigh classes: class_weight=...\n"
+    "A sigmoid also takes one weight per label, in the shape of its logits."
 )
 
 
@@ -118,9 +123,9 @@ def aligned(weights: Tensor, positions: Tensor, name: str) -> Tensor:
     if not fits:
         wide = name == "sample_weight" and len(shape) == len(expected) + 1
         raise ValueError(
-            f"`{name}` must have the shape of the losses, or of their leading axes. "
-            f"Received: {name} of shape {shape} and losses of shape {expected}. "
-            f"Reshape it to ({expected[0] if expected else ''},) to weigh whole rows."
+            f"`{name}` must have the shape of the losses, or of their leading axes.\n"
+            f"Received: {name} of shape {shape} and losses of shape {expected}\n"
+            f"Fix: {name} of shape {expected[:1]}, to weigh whole rows."
             f"{_OF_CLASSES if wide else ''}"
         )
     sizes = list(ops.shape(weights)[: len(kept)])

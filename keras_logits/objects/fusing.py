@@ -23,8 +23,9 @@ on the fused pass takes the time of the plain one, with a quarter of its memory.
 def check_fused(fused: object) -> None:
     if not isinstance(fused, bool) and not (isinstance(fused, str) and fused == "auto"):
         raise ValueError(
-            "`fused` must be 'auto' (where it pays), True (or an error) or False. "
-            f"Received: fused={fused!r}. Leave it out."
+            "`fused` must be 'auto', True or False.\n"
+            f"Received: fused={fused!r}\n"
+            "Fix: omit fused. The default, 'auto', fuses where that pays off."
         )
 
 
@@ -47,20 +48,21 @@ def linear_logits(owner: Any, scores: Scores) -> LinearLogits | None:
         return replace(proved, memory_budget=owner.memory_budget)
     if owner.fused is True:
         raise ValueError(
-            "`fused=True` asks for a loss that never holds the logits. Received: "
-            f"{obstacle} Write fused='auto' to run plain there."
+            "`fused=True` is not possible here.\n"
+            f"Received: {obstacle}\n"
+            "Fix: fused='auto', which runs unfused here."
         )
     if not owner._warned_of_plain:
         owner._warned_of_plain = True
         warnings.warn(
-            f"`fused='auto'` runs plain here, and holds all logits: {obstacle} "
+            f"`fused='auto'` runs unfused here and allocates all logits: {obstacle}\n"
             "Pass fused=False to silence this warning.",
             stacklevel=5,
         )
     return None
 
 
-_NO_HEAD = "scores of no LogitsHead. End the model with LogitsHead(units)."
+_NO_HEAD = "scores that no LogitsHead computed. End the model with LogitsHead(units)."
 Proved = tuple[LinearLogits, None] | tuple[None, str]
 
 
@@ -82,7 +84,7 @@ def _proved(scores: Scores) -> Proved:
             "`y_pred`. Call the loss before they change."
         )
     if tensors.gradient_is_seen(logits):
-        return None, "logits whose own gradient is wanted, by a hook or retain_grad()."
+        return None, "logits whose gradient is requested by a hook or retain_grad()."
     linear = mark.head.with_frozen(recipe.linear.linear)
     if tensors.is_deferred(logits):
         return replace(recipe.linear, linear=linear), None
@@ -100,10 +102,10 @@ def _not_covered(owner: Any, scores: Scores) -> str | None:
     mark: Any = scores.mark
     rank = len(scores.values.shape)
     if owner._options.axis not in (-1, rank - 1):
-        return f"axis={owner._options.axis}. Write axis=-1."
+        return f"axis={owner._options.axis}. Only axis=-1 can be fused."
     if owner._given_dtype not in (None, "float32"):
-        return f"dtype={owner._given_dtype!r} of the loss. Leave dtype out."
+        return f"dtype={owner._given_dtype!r} in the loss. Only float32 can be fused."
     if mark.recipe is None:
-        return "logits that the head computed in a way of its own."
+        return "logits that a subclass of LogitsHead computed in its own way."
     found: str | None = kernels.obstacle_to_fusing(mark.recipe.linear.linear)
     return found

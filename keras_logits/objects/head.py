@@ -349,15 +349,16 @@ class LogitsHead:
             hasattr(self.tied_to, "input_dim") and hasattr(self.tied_to, "output_dim")
         ):
             raise ValueError(
-                "`tied_to` must be an Embedding layer, whose matrix becomes the "
-                f"kernel. Received: tied_to={self.tied_to!r}. Write "
-                f"tied_to=keras.layers.Embedding({self.units}, width)."
+                "`tied_to` must be an Embedding layer. Its matrix becomes the kernel.\n"
+                f"Received: tied_to={self.tied_to!r}\n"
+                f"Fix: tied_to=keras.layers.Embedding({self.units}, width)"
             )
         if self.tied_to.input_dim != self.units:
             raise ValueError(
-                "`tied_to` must have as many rows as the head has units. Received: an "
-                f"Embedding of {self.tied_to.input_dim} rows and units={self.units}. "
-                f"Write LogitsHead({self.tied_to.input_dim}, tied_to=...)."
+                "`tied_to` must have as many rows as the head has units.\n"
+                f"Received: an Embedding of {self.tied_to.input_dim} rows and "
+                f"units={self.units}\n"
+                f"Fix: LogitsHead({self.tied_to.input_dim}, tied_to=...)"
             )
         mine = (self.kernel_regularizer, self.kernel_constraint)
         given = kernel_initializer != "glorot_uniform" and (
@@ -365,30 +366,35 @@ class LogitsHead:
         )
         if given or any(thing is not None for thing in mine):
             raise ValueError(
-                "`tied_to` excludes the arguments of a kernel, since there is none. "
+                "`tied_to` excludes the arguments of a kernel.\n"
                 "Received: tied_to with kernel_initializer, kernel_regularizer or "
-                "kernel_constraint. Give these to the Embedding, as "
-                "embeddings_initializer, embeddings_regularizer, embeddings_constraint."
+                "kernel_constraint\n"
+                "Fix: Embedding(..., embeddings_initializer=...), and likewise "
+                "embeddings_regularizer and embeddings_constraint."
             )
 
     def _check_tied_width(self, features: int) -> None:
         if self.tied_to.output_dim != features:
             raise ValueError(
-                "`tied_to` must be as wide as the features. Received: an Embedding of "
-                f"width {self.tied_to.output_dim} and features of width {features}. "
-                f"Write keras.layers.Dense({self.tied_to.output_dim}) before the head."
+                "`tied_to` must be as wide as the features.\n"
+                f"Received: an Embedding of width {self.tied_to.output_dim} and "
+                f"features of width {features}\n"
+                f"Fix: keras.layers.Dense({self.tied_to.output_dim}) before the head."
             )
 
 
 def _check_units(units: Any, activation: str) -> None:
     if not isinstance(units, Integral) or isinstance(units, bool) or units < 1:
         raise ValueError(
-            "`units` must be a whole number of at least 1. Received: "
-            f"units={units!r}. Write the number of classes, as in LogitsHead(10)."
+            "`units` must be a whole number of at least 1.\n"
+            f"Received: units={units!r}\n"
+            "Fix: LogitsHead(10), for 10 classes."
         )
     if units == 1 and activation == "softmax":
         raise ValueError(
-            "`units` must be at least 2 for a softmax: that of a single class is "
-            "always 1, and learns nothing. Received: units=1. For a yes/no output "
-            "write LogitsHead(1, activation='sigmoid') and SigmoidCrossEntropy()."
+            "`units` must be at least 2 for a softmax. The softmax of a single class "
+            "is always 1, so it learns nothing.\n"
+            "Received: units=1\n"
+            "Fix: LogitsHead(1, activation='sigmoid') with SigmoidCrossEntropy(), for "
+            "a yes/no output."
         )

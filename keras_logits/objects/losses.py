@@ -314,9 +314,10 @@ def _cast(scores: Tensor, dtype: str) -> Tensor:
     cast = ops.cast(scores, wanted)
     if keras.backend.standardize_dtype(cast.dtype) != wanted:
         raise ValueError(
-            f"`dtype` must be one that the backend computes in. Received: "
-            f"dtype={dtype!r} where {keras.config.backend()} gives {cast.dtype}. Write "
-            "jax.config.update('jax_enable_x64', True) before anything else, or leave "
-            "dtype out."
+            "`dtype` must be a dtype that the backend computes in.\n"
+            f"Received: dtype={dtype!r}, where {keras.config.backend()} gives "
+            f"{cast.dtype}\n"
+            "Fix: jax.config.update('jax_enable_x64', True) at the start of the "
+            "program, or omit dtype."
         )
     return cast

@@ -68,9 +68,10 @@ class MarkLogits:
         made = producer(inputs)
         if made:
             raise ValueError(
-                f"`inputs` must be logits. Received: a tensor that is {made}. Write "
-                "Dense(units) without activation before MarkLogits, or "
-                f"LogitsHead(units, {self.activation!r}) in the place of both."
+                "`inputs` must be logits, not probabilities.\n"
+                f"Received: a tensor that is {made}\n"
+                "Fix: Dense(units) without activation before MarkLogits, or "
+                f"LogitsHead(units, {self.activation!r}) in place of both."
             )
         outputs = super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
         if not is_symbolic(outputs):

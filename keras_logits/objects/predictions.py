@@ -19,11 +19,14 @@ from keras_logits.provenance import Mark, origin_of, was_compiled_apart
 
 _LOSS_OF = {"softmax": "SoftmaxCrossEntropy()", "sigmoid": "SigmoidCrossEntropy()"}
 _CAUSES = (
-    "A mark is absent if a layer after the head made a new tensor, if the head is "
-    "inside TimeDistributed (it takes any rank by itself), if a RematScope covers the "
-    "whole model, if the forward pass was compiled apart from the loss (torch.compile "
-    "does that at every graph break), if autocast converted the tensor on its way into "
-    "the layer that calls the loss, in a metric on JAX, and on the output of predict()."
+    "If the model ends with LogitsHead or MarkLogits, one of these dropped the mark:\n"
+    "- a layer after it, such as Softmax or Reshape, which made a new tensor\n"
+    "- TimeDistributed around it (LogitsHead takes any rank by itself)\n"
+    "- a RematScope around the whole model\n"
+    "- a model compiled apart from the loss (torch.compile does so at a graph break)\n"
+    "- autocast, if it converted the input of the layer that calls the loss\n"
+    "- the loss in a metric on JAX\n"
+    "- predict(), whose output is never marked"
 )
 
 
@@ -40,9 +43,9 @@ def check_from_logits(from_logits: object) -> None:
         isinstance(from_logits, str) and from_logits == "auto"
     ):
         raise ValueError(
-            "`from_logits` must be 'auto' (read the mark), True or False. Received: "
-            f"from_logits={from_logits!r}. Leave it out for a model that ends with "
-            "LogitsHead."
+            "`from_logits` must be 'auto' (read the mark), True or False.\n"
+            f"Received: from_logits={from_logits!r}\n"
+            "Fix: omit from_logits, if the model ends with LogitsHead."
         )
 
 
@@ -71,22 +74,25 @@ def _marked(
 ) -> Scores:
     if mark.activation != activation:
         raise ValueError(
-            f"`y_pred` must be logits of a {activation}. Received: {mark!r}. "
-            f"Write loss={_LOSS_OF[mark.activation]}, or "
-            f"LogitsHead(units, activation={activation!r})."
+            f"`y_pred` must be logits of a {activation}.\n"
+            f"Received: {mark!r}\n"
+            f"Fix: loss={_LOSS_OF[mark.activation]}, to match the model.\n"
+            f"Or LogitsHead(units, activation={activation!r}), to match the loss."
         )
     if mark.logits is not None:
         if from_logits is True:
             raise ValueError(
-                "`from_logits=True` says that `y_pred` holds logits. Received: "
-                f"{mark!r}. Leave from_logits out: the loss finds the logits behind "
-                "the probabilities."
+                "`from_logits=True` is wrong here. `y_pred` holds probabilities.\n"
+                f"Received: {mark!r}\n"
+                f"Fix: {_LOSS_OF[activation]}, without from_logits. The loss finds the "
+                "logits behind the probabilities."
             )
         return Scores(_logits_behind(y_pred, mark), False, mark)
     if from_logits is False:
         raise ValueError(
-            "`from_logits=False` says that `y_pred` holds probabilities. Received: "
-            f"{mark!r}. Leave from_logits out."
+            "`from_logits=False` is wrong here. `y_pred` holds logits.\n"
+            f"Received: {mark!r}\n"
+            f"Fix: {_LOSS_OF[activation]}, without from_logits."
         )
     return Scores(y_pred, False, mark)
 
@@ -107,52 +113,63 @@ def _logits_behind(y_pred: Tensor, mark: Mark) -> Tensor:
         return logits + ops.sqrt(-ops.cast(changed, logits.dtype))  # NaN, or itself
     if changed:
         raise ValueError(
-            "`y_pred` no longer holds the probabilities that were marked. Received: "
-            f"values that differ by up to {float(ops.max(difference)):.2g} from those "
-            f"of {mark!r}. Write p = p * scale in place of p.data.mul_(scale), and end "
-            "the model with MarkLogits()."
+            "`y_pred` no longer holds the probabilities that were marked.\n"
+            "Received: values that differ by up to "
+            f"{float(ops.max(difference)):.2g} from those of {mark!r}\n"
+            "Fix: p = p * scale, in place of p.data.mul_(scale).\n"
+            "The result has no mark. For probabilities, write from_logits=False."
         )
     return logits
 
 
 def _unmarked(owner: Any, y_pred: Tensor, activation: Activation) -> str:
-    made = producer(y_pred)
+    made, loss = producer(y_pred), type(owner).__name__
     if made:
         return (
-            "`y_pred` must be marked as logits, the scores before a softmax or a "
-            f"sigmoid. Received: an unmarked tensor that is {made}. Write "
-            f"LogitsHead(units, activation={activation!r}) in the place of that last "
-            f"layer, or {type(owner).__name__}(from_logits=False)."
+            "`y_pred` must be marked as logits, but it is the output of a softmax or "
+            "sigmoid.\n"
+            f"Received: an unmarked tensor that is {made}\n"
+            f"Fix: {_without_activation(activation)}\n"
+            f"To keep the probabilities: {loss}(from_logits=False)."
         )
     if was_compiled_apart(y_pred):
-        found = (
-            "that was marked in another function of torch.compile, which hands on no "
-            "count of changes. A graph break divides a function in two, and fused=True "
-            "makes one: compile head and loss together with fullgraph=True, or neither"
+        return (
+            "`y_pred` must be marked as logits, but its mark was set in another "
+            "function of torch.compile.\n"
+            f"Received: a tensor of shape {tuple(y_pred.shape)}, whose mark cannot be "
+            "read here\n"
+            "Fix: torch.compile(step, fullgraph=True) for head and loss together, or "
+            "compile neither.\n"
+            "A graph break divides a function in two, and fused=True makes one."
         )
-    else:
-        found = _seen_in(owner, y_pred, activation) or "of which nothing is known"
+    found = _seen_in(owner, y_pred, activation)
     return (
-        "`y_pred` must be marked as logits, the scores before a softmax or a sigmoid, "
-        f"for the loss to be sure of them. Received: an unmarked tensor of shape "
-        f"{tuple(y_pred.shape)}, {found}. End the model with "
-        f"LogitsHead(units, activation={activation!r}) or, after a last layer of your "
-        f"own, MarkLogits({activation!r}); or write {type(owner).__name__}("
-        "from_logits=True) for logits and from_logits=False for probabilities. "
+        "`y_pred` must be marked as logits, the scores before a softmax or sigmoid.\n"
+        f"Received: an unmarked tensor of shape {tuple(y_pred.shape)}{found}\n"
+        f"Fix: end the model with LogitsHead(units, activation={activation!r}).\n"
+        f"To keep your last layer, put MarkLogits({activation!r}) after it.\n"
+        f"Without a mark: {loss}(from_logits=True) for logits, from_logits=False for "
+        "probabilities.\n"
         f"{_CAUSES}"
     )
 
 
-def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) -> None:
-    remedy = (
-        f"Write LogitsHead(units, activation={activation!r}) for the last layer and "
-        f"{type(owner).__name__}() for the loss, or from_logits=False."
+def _without_activation(activation: Activation) -> str:
+    return (
+        "remove that softmax or sigmoid if a LogitsHead comes before it. Otherwise, "
+        f"replace it with LogitsHead(units, activation={activation!r})."
     )
-    produced = producer(y_pred)
+
+
+def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) -> None:
+    produced, loss = producer(y_pred), type(owner).__name__
     if produced:
         raise ValueError(
-            "`from_logits=True` says that `y_pred` holds logits. Received: a tensor "
-            f"that is {produced}. {remedy}"
+            "`from_logits=True` is wrong here. `y_pred` holds probabilities.\n"
+            f"Received: a tensor that is {produced}\n"
+            f"Fix: {_without_activation(activation)}\n"
+            f"Then write {loss}() without from_logits.\n"
+            f"To keep the probabilities: {loss}(from_logits=False)."
         )
     if owner._looked_at_values or not is_concrete(y_pred):
         return
@@ -160,22 +177,25 @@ def _refuse_probabilities(owner: Any, y_pred: Tensor, activation: Activation) ->
     seen = _seen_in_values(owner, y_pred, activation)
     if seen:
         warnings.warn(
-            "`from_logits=True` says that `y_pred` holds logits, but it looks like "
-            f"probabilities: {seen}. If it is, the model trains slowly. {remedy}",
+            "`from_logits=True` seems wrong here. `y_pred` looks like probabilities: "
+            f"{seen}.\n"
+            "A softmax or sigmoid that is applied twice slows training down.\n"
+            f"Fix: LogitsHead(units, activation={activation!r}) as the last layer and "
+            f"{loss}() as the loss, or from_logits=False.",
             stacklevel=5,
         )
 
 
-def _seen_in(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:
+def _seen_in(owner: Any, y_pred: Tensor, activation: Activation) -> str:
     seen = is_concrete(y_pred) and _seen_in_values(owner, y_pred, activation)
-    return f"which looks like probabilities: {seen}" if seen else None
+    return f", which looks like probabilities: {seen}" if seen else ""
 
 
 def producer(y_pred: Tensor) -> str | None:
     """What Keras itself notes of a tensor: that an activation of its own made it."""
     if getattr(y_pred, "_keras_logits", None) is None:
         return None
-    return "the output of a Keras softmax or sigmoid, that is, probabilities"
+    return "the output of a Keras softmax or sigmoid (probabilities)"
 
 
 def _seen_in_values(owner: Any, y_pred: Tensor, activation: Activation) -> str | None:

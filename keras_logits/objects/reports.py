@@ -19,8 +19,10 @@ def checked_reports(reports: Any, activation: str) -> tuple[str, ...]:
     )
     if not good or len(set(reports)) < len(reports):
         raise ValueError(
-            f"`reports` must be a list of different names among {known} for a "
-            f"{activation}. Received: reports={reports!r}. Write reports=['accuracy']."
+            f"`reports` must be a list of distinct names from {known} for a "
+            f"{activation}.\n"
+            f"Received: reports={reports!r}\n"
+            "Fix: reports=['accuracy']"
         )
     return tuple(reports)
 

@@ -22,9 +22,10 @@ def check_same_keras(owner: Any, thing: Any, argument: str) -> None:
         return
     name = type(owner).__name__
     raise TypeError(
-        f"`{argument}` must belong to {_NAMES[mine]}, as this {name} does. Received: "
-        f"{type(thing).__module__}.{type(thing).__name__}, of {_NAMES[theirs]}. "
-        f"Write from {_MODULES[theirs]} import {name}."
+        f"`{argument}` must belong to {_NAMES[mine]}, as this {name} does.\n"
+        f"Received: {type(thing).__module__}.{type(thing).__name__}, of "
+        f"{_NAMES[theirs]}\n"
+        f"Fix: from {_MODULES[theirs]} import {name}"
     )
 
 

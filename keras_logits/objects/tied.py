@@ -52,9 +52,9 @@ class Tie:
         check_positive("tied_to.logit_soft_cap", given, optional=True)
         if own is not None and given is not None and own != given:
             raise ValueError(
-                "`softcap` must be that of `tied_to`, if both have one. Received: "
-                f"softcap={own!r} and tied_to.logit_soft_cap={given!r}. Leave softcap "
-                "out: the head takes that of the layer."
+                "`softcap` must equal `tied_to.logit_soft_cap`, if both are set.\n"
+                f"Received: softcap={own!r} and tied_to.logit_soft_cap={given!r}\n"
+                "Fix: omit softcap. The head uses that of the layer."
             )
         return own if given is None else float(given)
 
@@ -69,9 +69,10 @@ class Tie:
         if matrix is None or tuple(matrix.shape) != shape:
             found = None if matrix is None else tuple(matrix.shape)
             raise ValueError(
-                f"`tied_to` must hold a matrix of its sizes. Received: a "
-                f"{type(layer).__name__} whose `{name}` has the shape {found}, not "
-                f"{shape}. Write tied_to=keras.layers.Embedding{sizes}."
+                "`tied_to` must hold a matrix of the sizes that it declares.\n"
+                f"Received: a {type(layer).__name__} whose `{name}` has the shape "
+                f"{found}, not {shape}\n"
+                f"Fix: tied_to=keras.layers.Embedding{sizes}"
             )
 
     def kernel(self) -> tuple[Tensor, bool]:
@@ -99,9 +100,9 @@ class Tie:
             return kernels.read(getattr(self.layer, self._name))
         if mode != "int8":
             raise ValueError(
-                "`tied_to` must hold floats or int8, for the head to read. Received: "
-                f"an Embedding that was quantised to {mode!r}. Write "
-                'embedding.quantize("int8").'
+                "`tied_to` must hold floats or int8.\n"
+                f"Received: an Embedding that was quantised to {mode!r}\n"
+                "Fix: embedding.quantize('int8')"
             )
         scale = getattr(self.layer, f"{self._name}_scale")
         scale = ops.expand_dims(scale, -1 if self._transposed else 0)

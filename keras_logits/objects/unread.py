@@ -136,9 +136,10 @@ def _warn(loss: Any, mark: Mark) -> None:
     shown = repr(name or getattr(loss, "__name__", type(loss).__name__))
     head = "a head" if mark.head is None else repr(mark.head.name)
     warnings.warn(
-        f"`loss` takes probabilities, and the model gives it the logits of {head}. "
-        f"Received: loss={shown} without from_logits=True. The model will train badly, "
-        f"and nothing else will say so. Write loss={_LOSS_OF[mark.activation]} in "
-        "compile(), or from_logits=True in that loss of Keras.",
+        f"`loss` expects probabilities, but receives the logits of {head}. The model "
+        "will train badly.\n"
+        f"Received: loss={shown} without from_logits=True\n"
+        f"Fix: model.compile(..., loss={_LOSS_OF[mark.activation]})\n"
+        "To keep the Keras loss, pass it from_logits=True.",
         stacklevel=2,
     )

@@ -20,7 +20,7 @@ def told(loss, *layers, **options):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         model.fit(X, IDS, batch_size=4, epochs=2, verbose=0)
-    return [str(w.message) for w in said if "`loss` takes" in str(w.message)]
+    return [str(w.message) for w in said if "`loss` expects" in str(w.message)]
 
 
 @pytest.mark.parametrize("eager", [False, True])
