@@ -79,7 +79,7 @@ CASES = {
         lambda: LogitsHead(3, "relu"),
         "`activation` must be 'softmax'.* or 'sigmoid'",
         "activation='relu'",
-        r"keras\.layers\.Dense",
+        r"activation='sigmoid'\.\n.*: keras\.layers\.Dense",
     ),
     "activation as a function": (
         lambda: LogitsHead(3, keras.activations.softmax),
@@ -627,13 +627,13 @@ CASES = {
     ),
     "a distribution below 0": (
         lambda: softmax(changed(UNITS, (0, 1), -0.5)),
-        "`labels` of the logits' shape are distributions",
+        "`labels` of the logits' shape must be distributions",
         r"1 bad of 24 labels, with values -0\.5",
         "sample_weight=0",
     ),
     "a distribution NaN": (
         lambda: softmax(changed(UNITS, (0, 1), np.nan)),
-        "`labels` of the logits' shape are distributions",
+        "`labels` of the logits' shape must be distributions",
         "1 bad of 24 labels, with values nan",
         "sample_weight=0",
     ),
