@@ -24,11 +24,10 @@ test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 quick: .venv/.has-test ## the tests to run after each change, on one backend: BACKEND=jax
 	$(BIN)/python tools/run_tests.py --quick $(BACKEND) -q
 
-# The tests keep two cores busy by themselves, each of the others but one.
+# Two at a time: the tests keep two cores busy, but the browser of docs-check often waits.
 INSTALLATIONS := $(addprefix .venv/.has-,lint test build docs)
 check: $(INSTALLATIONS) ## lint, types, wheel, docs-check, test: what a change must pass
-	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check
-	$(MAKE) test
+	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check test
 
 bench: .venv/.has-bench ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py
