@@ -24,10 +24,11 @@ test: .venv/.has-test ## the tests, on TensorFlow, JAX, torch and tf-keras
 quick: .venv/.has-test ## the tests to run after each change, on one backend: BACKEND=jax
 	$(BIN)/python tools/run_tests.py --quick $(BACKEND) -q
 
-# Two at a time: the tests keep two cores busy, but the browser of docs-check often waits.
+# The tests keep two cores busy by themselves, each of the others but one.
 INSTALLATIONS := $(addprefix .venv/.has-,lint test build docs)
 check: $(INSTALLATIONS) ## lint, types, wheel, docs-check, test: what a change must pass
-	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check test
+	$(MAKE) INSTALLED=1 --jobs=2 --output-sync=target lint types wheel docs-check
+	$(MAKE) test
 
 bench: .venv/.has-bench ## time the losses against their peers, write benchmarks/results/
 	$(BIN)/python benchmarks/cross_entropy.py

@@ -23,6 +23,7 @@ PAPERS = [*WITH_CODE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.MULTILINE | re.DOTALL)
 SET_UP = re.compile(r"# (?:KERAS_BACKEND=(tensorflow|jax|torch)|(tf-keras))\n")
+NUMBER = re.compile(r"\d+\.\d+")
 
 
 class Block(NamedTuple):
@@ -46,10 +47,15 @@ def blocks_of(path):
             and following[1] == "text"
             and not text[fence.end() : following.start()].strip()
         )
-        marked = SET_UP.match(code)
-        backend = marked and (marked[1] or "tensorflow")
         line = text.count("\n", 0, fence.start()) + 2
-        yield Block(code, following[2] if is_output else None, line, backend)
+        output = following[2] if is_output else None
+        yield Block(code, output, line, backend_of_code(code))
+
+
+def backend_of_code(code):
+    """The one backend that a block says it is for, if any."""
+    marked = SET_UP.match(code)
+    return marked and (marked[1] or "tensorflow")
 
 
 def backend_of(path):
@@ -64,3 +70,12 @@ def backend_of(path):
     backend = told.get("backend", "").strip() or None
     assert backend in (None, "tensorflow", "jax", "torch"), f"{path}: {backend}"
     return backend
+
+
+def assert_shown(printed, shown):
+    """Words as shown, and numbers within three units of the last digit."""
+    got, wanted = " ".join(printed.split()), " ".join(shown.split())
+    assert NUMBER.sub("#", got) == NUMBER.sub("#", wanted)
+    for one, other in zip(NUMBER.findall(got), NUMBER.findall(wanted), strict=True):
+        places = len(other.partition(".")[2])
+        assert abs(float(one) - float(other)) <= 3.01 * 10**-places, (got, wanted)

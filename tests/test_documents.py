@@ -24,6 +24,7 @@ from documents import (
     ROOT,
     WITH_CODE,
     Block,
+    assert_shown,
     backend_of,
     blocks_of,
 )
@@ -42,7 +43,6 @@ BACKEND = keras.config.backend()
 
 OPTIONS = ROOT / "docs" / "reference" / "options.md"
 LANGUAGE_MODELS = ROOT / "docs" / "guides" / "language-model.md"
-NUMBER = re.compile(r"\d+\.\d+")
 LANGUAGES = {"python", "text", "bash"}
 SET_UPS = runpy.run_path(str(ROOT / "tools" / "run_tests.py"))["SET_UPS"]
 
@@ -60,14 +60,6 @@ def run(block, namespace, path):
     with contextlib.redirect_stdout(printed):
         exec(code, namespace)
     return printed.getvalue()
-
-
-def assert_shown(printed, shown):
-    got, wanted = " ".join(printed.split()), " ".join(shown.split())
-    assert NUMBER.sub("#", got) == NUMBER.sub("#", wanted)
-    for one, other in zip(NUMBER.findall(got), NUMBER.findall(wanted), strict=True):
-        places = len(other.partition(".")[2])
-        assert abs(float(one) - float(other)) <= 3.01 * 10**-places, (got, wanted)
 
 
 def rows_under(heading, path):

@@ -20,7 +20,6 @@ from keras_logits import (
 from strategies import MODES, derived
 from test_linear import derived as derived_by
 
-pytestmark = pytest.mark.compiled_fast
 BIG, INF = 3e38, np.inf
 ROWS = np.array(
     [

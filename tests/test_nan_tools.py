@@ -25,7 +25,9 @@ y = np.eye(5, dtype="float32")[np.maximum(ids, 0)]
 weights = np.array([0, 1, 0.5, 0, 2, 1], "float32")
 options = [
     dict(),
+    dict(label_smoothing=0.1),
     dict(focal_gamma=2.0),
+    dict(class_weight=[0.5, 1, 0, 2, 1]),
     dict(label_smoothing=0.1, focal_gamma=0.5, class_weight=[0.5, 1, 0, 2, 1]),
 ]
 losses = []

@@ -11,7 +11,6 @@ from keras import ops
 from keras_logits import SigmoidCrossEntropy, SoftmaxCrossEntropy
 from strategies import BACKEND, EPS, MODES, derived
 
-pytestmark = pytest.mark.compiled_fast
 LOSS_SCALE = 2.0**24
 TINY = float(np.finfo("float32").tiny)
 FLOOR = 1e-25

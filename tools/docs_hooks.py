@@ -66,11 +66,9 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **kwargs: Any) -> s
 def on_post_page(output: str, page: Any, **kwargs: Any) -> str:
     """A page says its own language, if it is not that of the site."""
     language = page.meta.get("lang")
-    return (
-        re.sub(r'(<html\b[^>]* lang=")\w+', rf"\1{language}", output, count=1)
-        if language
-        else output
-    )
+    if language is None:
+        return output
+    return re.sub(r'(<html\b[^>]* lang=")\w+', rf"\1{language}", output, count=1)
 
 
 def report(name: str) -> str:

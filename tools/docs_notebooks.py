@@ -6,6 +6,8 @@ start is one cell: the README's example.
 """
 
 import re
+import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from posixpath import join, normpath
@@ -13,16 +15,14 @@ from posixpath import join, normpath
 import nbformat
 from nbformat import NotebookNode, v4
 
-README = Path(__file__).parents[1] / "README.md"
-DOCS = README.parent / "docs"
-SITE = "https://keras-logits.github.io/keras-logits/"
-SOURCE = "git+https://github.com/keras-logits/keras-logits"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = [DOCS / "get-started.md", *sorted((DOCS / "guides").glob("*.md"))]
+URLS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]
+# How a page is read is said where its code is run.
+DOCUMENTS = runpy.run_path(str(ROOT / "tests" / "documents.py"))
 
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
-FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)\.md(#[^)]*)?\)")
-SET_UP = re.compile(r"# (?:KERAS_BACKEND=(\w+)|(tf-keras))\n")
 
 
 def write_notebooks(folder: Path) -> None:
@@ -33,22 +33,20 @@ def write_notebooks(folder: Path) -> None:
 
 def notebook_of(page: Path) -> NotebookNode:
     text = page.read_text(encoding="utf-8")
-    front = FRONT_MATTER.match(text)
-    backend = re.search(r"backend: (\w+)", front[1]) if front else None
-    cells = [_set_up(backend[1] if backend else "tensorflow")]
-    for language, piece in _pieces(text[front.end() if front else 0 :]):
+    backend = DOCUMENTS["backend_of"](page) or "tensorflow"
+    cells = [_set_up(backend)]
+    for language, piece in _pieces(DOCUMENTS["FRONT_MATTER"].sub("", text)):
         if language == "python":
             cells.append(v4.new_code_cell(piece.rstrip("\n")))
         elif language == "text" and cells[-1].cell_type == "code":
             cells[-1].outputs = [v4.new_output("stream", name="stdout", text=piece)]
         else:
             cells.append(v4.new_markdown_cell(_with_whole_links(piece, page)))
-    cells = [cell for cell in cells if _fits(cell, cells[0].metadata["backend"])]
-    return _notebook(cells)
+    return _notebook([cell for cell in cells if _fits(cell, backend)])
 
 
 def quick_start() -> NotebookNode:
-    pieces = _pieces(README.read_text(encoding="utf-8"))
+    pieces = _pieces((ROOT / "README.md").read_text(encoding="utf-8"))
     example = next(code for _, code in pieces if "load_digits" in code)
     cell = _set_up("tensorflow")
     cell.source += f"\n\n{example}".rstrip("\n")
@@ -64,17 +62,18 @@ def _notebook(cells: list[NotebookNode]) -> NotebookNode:
 
 
 def _set_up(backend: str) -> NotebookNode:
-    install = f'%pip install --quiet "keras-logits[{backend}] @ {SOURCE}" scikit-learn'
+    package = f"keras-logits[{backend}] @ git+{URLS['Source']}"
+    install = f'%pip install --quiet "{package}" scikit-learn'
     if backend == "tensorflow":
         install += " tf-keras"
     code = f'{install}\nimport os\n\nos.environ["KERAS_BACKEND"] = "{backend}"'
-    return v4.new_code_cell(code, metadata={"tags": ["install"], "backend": backend})
+    return v4.new_code_cell(code, metadata={"tags": ["install"]})
 
 
 def _pieces(text: str) -> Iterator[tuple[str, str]]:
     """Markdown, code and outputs in their order; commands stay with the markdown."""
     begin = 0
-    for fence in FENCE.finditer(text):
+    for fence in DOCUMENTS["FENCE"].finditer(text):
         language, code = fence.groups()
         if language == "bash":
             continue
@@ -87,14 +86,16 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _fits(cell: NotebookNode, backend: str) -> bool:
-    marked = SET_UP.match(cell.source + "\n") if cell.cell_type == "code" else None
-    return marked is None or (marked[1] or "tensorflow") == backend
+    if cell.cell_type == "markdown":
+        return True
+    return DOCUMENTS["backend_of_code"](f"{cell.source}\n") in (None, backend)
 
 
 def _with_whole_links(markdown: str, page: Path) -> str:
     folder = page.parent.relative_to(DOCS).as_posix()
 
     def whole(link: re.Match[str]) -> str:
-        return f"]({SITE}{normpath(join(folder, link[1]))}.html{link[2] or ''})"
+        address = normpath(join(folder, link[1]))
+        return f"]({URLS['Documentation']}{address}.html{link[2] or ''})"
 
     return LINK.sub(whole, markdown)

@@ -54,7 +54,7 @@ class Tie:
             raise ValueError(
                 "`softcap` must equal `tied_to.logit_soft_cap`, if both are set.\n"
                 f"Received: softcap={own!r} and tied_to.logit_soft_cap={given!r}\n"
-                "Fix: omit softcap. The head uses that of the layer."
+                "Fix: omit softcap. The head uses the layer's own soft-cap."
             )
         return own if given is None else float(given)
 
